@@ -1,0 +1,50 @@
+"""The book, built once in the smoke profile for all the tests that look at it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The smoke book: its pages, and its executed chapters by name."""
+
+    html: Path
+    executed: dict[str, Path]
+    offline: bool
+    failures: tuple[str, ...]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "book" in getattr(item, "fixturenames", ()):
+            item.add_marker("book")
+            item.add_marker(pytest.mark.xdist_group("book"))  # one worker builds; the others go on
+
+
+@pytest.fixture(scope="session")
+def book() -> Built:
+    """Build the smoke book in _build/test, reusing fresh chapters; offline where npm is to be had."""
+    from filelock import FileLock
+
+    from lib import book, pages
+    from lib.chapters import BookError
+
+    build = ROOT / "_build"
+    build.mkdir(exist_ok=True)
+    with FileLock(build / "test.lock"):
+        try:
+            offline = bool(pages.vendor(ROOT))
+        except BookError:
+            offline = False
+        report = book.build(ROOT, profile="smoke", offline=offline, pages_in=build / "test")
+        chapters = {c.name: c.executed for c in book.plan(ROOT, "smoke") if c.fresh}
+    return Built(
+        html=report.index.parent,
+        executed=chapters,
+        offline=offline,
+        failures=tuple(map(str, report.failures)),
+    )
