@@ -1,0 +1,40 @@
+"""Attacks: a frozen dataclass each; `embed` puts the trigger on images, `poison` makes a training set,
+`train` a model.
+"""
+
+from .additive import Additive, Chessboard, Cross, Global, LocalChessboard, LocalSquare, LShape, SinglePixel
+from .badnets import BadNets, Blended
+from .base import Attack, AttackError, Job, Needs, PoisonedSet, describe
+from .combined import Combined, nine_triggers, several_labels
+from .groups import group
+from .input_aware import InputAware
+from .label_consistent import LabelConsistent
+from .latent import Latent
+from .trojan import Trojan
+
+__all__ = [
+    "Additive",
+    "Attack",
+    "AttackError",
+    "BadNets",
+    "Blended",
+    "Chessboard",
+    "Combined",
+    "Cross",
+    "Global",
+    "InputAware",
+    "Job",
+    "LShape",
+    "LabelConsistent",
+    "Latent",
+    "LocalChessboard",
+    "LocalSquare",
+    "Needs",
+    "PoisonedSet",
+    "SinglePixel",
+    "Trojan",
+    "describe",
+    "group",
+    "nine_triggers",
+    "several_labels",
+]
