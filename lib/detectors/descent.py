@@ -1,0 +1,173 @@
+"""The descent of mask-and-pattern estimation: its settings, and the state of problems that run side by side.
+
+See `masks.py` for the engine and for which choices are the papers' and which are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Settings of the engine; the detectors inherit them."""
+
+    pi: float = 0.99  # share of the images that a successful trigger sends to the target
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.5, 0.9)
+    batch: int = 36  # images per problem and step, spread over its source classes
+    round_steps: int = 2  # Adam steps between two looks at the success share
+    max_rounds: int = 200
+    cost_start: float = 1e-3  # weight of |m|_1 from the first success on (0 before if `cost_waits`)
+    cost_waits: bool = False
+    cost_up: float = 2.0
+    cost_down: float = 2.0**1.5
+    patience: int = 3  # rounds in a row before the cost moves; 0 leaves it at cost_start
+    stall: int = (
+        20  # rounds without a 1 % smaller norm (`keep_last`: without a change) before a class retires;
+    )
+    # with a moving cost, only once that has been both up and down
+    keep_last: bool = False  # keep the last mask instead of the smallest successful one
+    record_every: int = 0  # record the masks at every so many rounds, norms and shares at all; 0: nothing
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pi <= 1:
+            raise ValueError(f"pi = {self.pi}: a share above 0 and up to 1 is needed")
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas = {self.betas}: two numbers from 0 to below 1 are needed")
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} = {getattr(self, name)}: {least} or more is needed")
+
+
+_LEAST = {
+    "lr": 1e-12,
+    "batch": 1,
+    "round_steps": 1,
+    "max_rounds": 1,
+    "cost_start": 0,
+    "cost_up": 1,
+    "cost_down": 1,
+    "patience": 0,
+    "stall": 1,
+    "record_every": 0,
+}
+
+
+def unit(theta: Tensor) -> Tensor:
+    """(tanh(theta) + 1) / 2, in (0, 1)."""
+    return (theta.tanh() + 1) / 2
+
+
+def inverse_unit(x: Tensor, margin: float = 1e-4) -> Tensor:
+    """theta with unit(theta) = x, x kept `margin` away from 0 and 1, where the slope would vanish."""
+    return torch.atanh((2 * x - 1).clamp(-1 + 2 * margin, 1 - 2 * margin))
+
+
+def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    """x (1 - m) + u m: images (A, ..., C, H, W), mask (A, H, W), pattern (A, C, H, W)."""
+    extra = (1,) * (images.ndim - 4)
+    m = mask.view(len(mask), *extra, 1, *mask.shape[1:])
+    return images * (1 - m) + pattern.view(len(pattern), *extra, *pattern.shape[1:]) * m
+
+
+class State:
+    """Parameters, Adam moments, costs and counters of the running problems; results of those that are done.
+
+    index (A,): which problems run. All other tensors but the results have one row for each of them.
+    """
+
+    def __init__(
+        self, how: Descent, start: tuple[Tensor, Tensor], b: int, s: int, device: torch.device
+    ) -> None:
+        mask = start[0].to(device).expand(b, *start[0].shape[-2:])
+        pattern = start[1].to(device).expand(b, *start[1].shape[-3:])
+        self.how, self.index, self.steps = how, torch.arange(b, device=device), 0
+        self.mask, self.pattern = mask.clone(), pattern.clone()  # results, all B
+        self.w_kept = torch.full((b, s), 1 / s, device=device)
+        self.converged = torch.zeros(b, dtype=torch.bool, device=device)
+        self.rounds = torch.zeros(b, dtype=torch.long, device=device)
+        self.w = self.w_kept.clone()
+        self.theta = [inverse_unit(mask), inverse_unit(pattern)]
+        self.seen = self.theta  # what the model was last asked about: only that has a success share
+        self.moments = [torch.zeros_like(t) for t in self.theta for _ in range(2)]
+        self.cost = torch.full((b,), 0.0 if how.cost_waits else how.cost_start, device=device)
+        self.smallest = torch.full((b,), torch.inf, device=device)
+        self.ups, self.downs, self.stalled = (
+            torch.zeros(b, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.rose, self.fell = (torch.zeros(b, dtype=torch.bool, device=device) for _ in range(2))
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Mask (A, H, W) and pattern (A, C, H, W), differentiable."""
+        self.theta = [t.detach().requires_grad_(True) for t in self.theta]
+        self.seen = [t.detach() for t in self.theta]
+        return unit(self.theta[0]), unit(self.theta[1])
+
+    def step(self, loss: Tensor) -> None:
+        """One step of Adam (Kingma and Ba 2015, Algorithm 1) on the sum of the problems' losses."""
+        self.steps += 1
+        (b1, b2), gradients = self.how.betas, torch.autograd.grad(loss, self.theta)
+        for i, g in enumerate(gradients):
+            first, second = self.moments[2 * i : 2 * i + 2]
+            first.mul_(b1).add_(g, alpha=1 - b1)
+            second.mul_(b2).addcmul_(g, g, value=1 - b2)
+            scale = (second / (1 - b2**self.steps)).sqrt_().add_(1e-8)
+            self.theta[i] = self.theta[i].detach() - self.how.lr * (first / (1 - b1**self.steps)) / scale
+
+    def look(self, success: Tensor) -> Tensor:
+        """After a round with success shares (A,): keep smaller masks, move the costs. Returns masks (A, H,
+        W).
+        """
+        mask, pattern = unit(self.seen[0]), unit(self.seen[1])
+        norm, good = mask.sum((1, 2)), success >= self.how.pi - 1e-6
+        self.converged[self.index] |= good
+        eligible = good | self.how.keep_last
+        moved = norm < 0.99 * self.smallest
+        if self.how.keep_last:  # a fixed cost may let a mask grow before it shrinks: any change counts
+            moved |= norm > 1.01 * self.smallest
+        self.stalled = torch.where(eligible & moved, 0, self.stalled + 1)
+        better = (eligible & (norm < self.smallest)) | self.smallest.isinf() | self.how.keep_last
+        at = self.index[better]
+        self.mask[at], self.pattern[at], self.w_kept[at] = mask[better], pattern[better], self.w[better]
+        least = norm if self.how.keep_last else torch.minimum(norm, self.smallest)
+        self.smallest = torch.where(eligible, least, self.smallest)
+        if self.how.patience:
+            self._move_cost(good)
+        return mask
+
+    def _move_cost(self, good: Tensor) -> None:
+        how = self.how
+        self.ups, self.downs = torch.where(good, self.ups + 1, 0), torch.where(good, 0, self.downs + 1)
+        begin = (self.cost == 0) & (self.ups >= how.patience)
+        raise_ = (self.cost > 0) & (self.ups >= how.patience)
+        lower = (self.cost > 0) & (self.downs >= how.patience)
+        factor = torch.where(raise_, how.cost_up, torch.where(lower, 1 / how.cost_down, 1.0))
+        self.cost = torch.where(begin, how.cost_start, self.cost * factor)
+        self.ups, self.downs = self.ups.masked_fill(begin | raise_, 0), self.downs.masked_fill(lower, 0)
+        self.rose, self.fell = self.rose | raise_, self.fell | lower
+
+    def retire(self, turn: int, *, last: bool) -> int:
+        """Let go of the problems that are done (all of them if `last`) and say how many they are."""
+        self.rounds[self.index] = turn
+        settled = (self.rose & self.fell) if self.how.patience else torch.ones_like(self.rose)
+        done = (self.stalled >= self.how.stall) & settled | last
+        if not done.any():
+            return 0
+        stay = ~done
+        self.theta, self.moments, self.seen = (
+            [t[stay] for t in x] for x in (self.theta, self.moments, self.seen)
+        )
+        for name in ("index", "w", "cost", "smallest", "ups", "downs", "stalled", "rose", "fell"):
+            setattr(self, name, getattr(self, name)[stay])
+        return int(done.sum())
+
+    def norms(self) -> Tensor:
+        """|m|_1 of all B problems now: of the current mask while one runs, of the kept one afterwards."""
+        norms = self.mask.sum((1, 2))
+        norms[self.index] = unit(self.seen[0]).sum((1, 2))
+        return norms
