@@ -1,0 +1,310 @@
+"""A grid of (data, network, attack, detector, seed) -> one tidy row per classifier and detector, with
+provenance.
+
+Every finished row is a parquet file of its own, written whole; the table is their union. A sweep killed at
+any moment is continued by the
+same command: rows that exist are not computed again, classifiers come from the zoo. Rows hold raw
+statistics and every rule's verdict, never a decision alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from . import anomaly, attacks, data, detectors, metrics, models, zoo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class GridError(ValueError):
+    """A grid file that cannot be run; the message names the field, the value and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One row to be: a classifier and a detector with n clean images per class."""
+
+    spec: zoo.Spec
+    group: str
+    detector: str
+    n: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Hash of everything in the task; names the row's file."""
+        plain = [self.spec.describe(), self.group, self.detector, self.n, self.settings]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:20]
+
+
+_CLASSIFIER = {"dataset", "network", "recipe", "groups", "seeds", "classes", "n_train"}
+_DETECTOR = {"name", "n", "settings"}
+
+
+def read_grid(path: str | Path) -> list[Task]:
+    """The tasks of a YAML grid. Raises GridError for anything it does not understand, before anything runs.
+
+    classifiers: a list of {dataset, network, recipe, groups, seeds, classes?, n_train?}; detectors: a list
+    of {name, n, settings?}. `seeds` is a list, or a number N for 0 … N-1. Every classifier meets every
+    detector.
+    """
+    import yaml
+
+    try:
+        grid = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as e:
+        raise GridError(f"grid {path} cannot be read: {e}") from e
+    if not isinstance(grid, dict) or set(grid) != {"classifiers", "detectors"}:
+        raise GridError(f"grid {path} needs exactly the fields classifiers and detectors")
+    specs = [
+        pair for block in grid["classifiers"] for pair in _specs(_known(block, _CLASSIFIER, "classifiers"))
+    ]
+    chosen = [_known(block, _DETECTOR, "detectors") for block in grid["detectors"]]
+    tasks = []
+    for (spec, group), block in itertools.product(specs, chosen):
+        settings = block.get("settings", {})
+        try:
+            detectors.build(block["name"], **settings)
+        except (KeyError, ValueError, TypeError) as e:
+            raise GridError(f"detector {block}: {e}") from e
+        n = block.get("n", 8)
+        if not isinstance(n, int) or n < 1:
+            raise GridError(
+                f"n = {n!r} of detector {block['name']}: a whole number of images per class, 1 or more, is needed"
+            )
+        tasks.append(
+            Task(
+                spec=spec, group=group, detector=block["name"], n=n, settings=tuple(sorted(settings.items()))
+            )
+        )
+    return tasks
+
+
+def _known(block: Any, allowed: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(block, dict) or set(block) - allowed:
+        raise GridError(f"{where} entry {block!r}: allowed fields are {', '.join(sorted(allowed))}")
+    return block
+
+
+def _specs(block: dict[str, Any]) -> Iterator[tuple[zoo.Spec, str]]:
+    base = {"dataset": "digits", "network": "small", "recipe": "smoke"} | {
+        k: v for k, v in block.items() if k in zoo.Spec.__annotations__
+    }
+    if base["network"] not in models.NETWORKS:
+        raise GridError(f"network {base['network']!r}: allowed are {', '.join(models.NETWORKS)}")
+    seeds = block.get("seeds", 1)
+    if isinstance(seeds, int):
+        seeds = range(seeds)
+    for seed, group in itertools.product(seeds, block.get("groups", ["C-0"])):
+        try:
+            attack = attacks.group(group, base["dataset"], seed=seed)
+            spec = zoo.Spec(**base, attack=attack, seed=seed)
+            spec.how  # noqa: B018  an unknown recipe is an error of the grid
+        except (ValueError, TypeError) as e:
+            raise GridError(f"classifiers entry {block!r}: {e}") from e
+        yield (replace(spec, classes=tuple(spec.classes)) if spec.classes is not None else spec), group
+
+
+def clean_images(classifier: zoo.Classifier, n: int, *, seed: int = 0) -> torch.Tensor:
+    """n correctly classified test images per class, (K, n, C, H, W), drawn with `seed`: what a defender
+    holds.
+    """
+    d = classifier.dataset
+    return data.clean_per_class(
+        lambda x: models.predict(classifier.model, x),
+        d.test_images,
+        d.test_labels,
+        n,
+        n_classes=d.n_classes,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def run(
+    task: Task, *, device: str = "cpu", zoo_folder: str | Path | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Train (or fetch) one classifier, scan it, and judge the scan with every rule: one flat row."""
+    classifier = zoo.get(task.spec, zoo=zoo_folder, device=device, progress=progress)
+    clean = clean_images(classifier, task.n, seed=task.spec.seed)
+    detector = detectors.build(task.detector, **dict(task.settings))
+    scan = detector.scan(
+        classifier.model,
+        clean,
+        generator=torch.Generator(device).manual_seed(task.spec.seed),
+        progress=progress,
+    )
+    return _row(task, classifier, scan) | provenance(device)
+
+
+def _row(task: Task, classifier: zoo.Classifier, scan: detectors.Scan) -> dict[str, Any]:
+    attack, spec = task.spec.attack, task.spec
+    row: dict[str, Any] = {
+        "key": task.key,
+        "dataset": spec.dataset,
+        "network": spec.network,
+        "recipe": str(spec.recipe),
+        "group": task.group,
+        "seed": spec.seed,
+        "attack": json.dumps(attacks.describe(attack)),
+        "target": attack.target if attack else None,
+        "n_sources": len(attack.source_classes(scan.n_classes)) if attack else 0,
+        "detector": task.detector,
+        "n": task.n,
+        "settings": json.dumps(dict(task.settings)),
+        "cta": classifier.metrics["cta"],
+        "asr": classifier.metrics.get("asr"),
+        "collateral": classifier.metrics.get("collateral"),
+        "zoo_key": classifier.path.name,
+        "norms": scan.norms.tolist(),
+        "success": scan.success.tolist(),
+        "converged": bool(scan.converged.all()),
+        "image_forwards": scan.cost.forward,
+        "image_gradients": scan.cost.backward,
+        "queries": scan.cost.queries,
+        "seconds": scan.cost.seconds,
+    }
+    if scan.weights is not None and attack:
+        row["weights"] = scan.weights[attack.target].tolist()
+    for rule in anomaly.RULES:
+        verdict = anomaly.judge(scan.norms, rule, pair_norms=scan.pair_norms)
+        name = rule.replace("-", "_")
+        row |= {f"{name}_score": verdict.score, f"{name}_flags": list(verdict.targets)}
+        row[f"{name}_case"] = metrics.case(verdict.targets, row["target"])
+    return row
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Commit, versions, device and time, for every row."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        commit = "unknown"
+    name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.machine()
+    return {
+        "commit": commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": name,
+        "when": datetime.now(UTC).isoformat("T", "seconds"),
+    }
+
+
+def sweep(
+    tasks: Iterable[Task],
+    out: str | Path,
+    *,
+    workers: int = 1,
+    device: str = "cpu",
+    zoo_folder: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run every task that `out` does not hold yet; returns (and writes to `out`) the whole table.
+
+    Rows land one by one in `<out>.rows/`, so an interrupted sweep resumes. A task that fails is named at
+    the end in a RuntimeError, after all others have run.
+    """
+    import pandas as pd
+
+    tasks, out = list(tasks), Path(out)
+    rows = out.with_name(out.name + ".rows")
+    rows.mkdir(parents=True, exist_ok=True)
+    kept = pd.read_parquet(out) if out.exists() else pd.DataFrame({"key": []})
+    have = set(kept["key"]) | {p.stem for p in rows.glob("*.parquet")}
+    todo = [t for t in tasks if t.key not in have]
+    # One classifier's tasks stand together, so two workers seldom wait for the same training.
+    todo.sort(key=lambda t: (t.spec.seed, t.group))
+    failed = []
+    with tqdm(
+        total=len(tasks), initial=len(tasks) - len(todo), desc="sweep", unit="row", disable=not progress
+    ) as bar:
+        for task, error in _each(todo, rows, workers, device, zoo_folder):
+            bar.update()
+            if error is not None:
+                failed.append(
+                    f"{task.detector} on {task.spec.dataset} {task.group} seed {task.spec.seed}: {error}"
+                )
+    table = _compact(kept, rows, out)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(tasks)} rows failed, the others are in {out}:\n" + "\n".join(failed)
+        )
+    return table[table["key"].isin({t.key for t in tasks})].reset_index(drop=True)
+
+
+def _each(
+    tasks: list[Task], rows: Path, workers: int, device: str, zoo_folder: str | Path | None
+) -> Iterator[tuple[Task, Exception | None]]:
+    if workers <= 1:
+        for task in tasks:
+            try:
+                _one(task, rows, device, zoo_folder)
+                yield task, None
+            except (ValueError, RuntimeError, OSError) as e:
+                yield task, e
+        return
+    import multiprocessing
+
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_single_thread
+    ) as pool:
+        futures = {pool.submit(_one, task, rows, device, zoo_folder): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield futures[future], error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _one(task: Task, rows: Path, device: str, zoo_folder: str | Path | None) -> None:
+    import pandas as pd
+
+    row = pd.DataFrame([run(task, device=device, zoo_folder=zoo_folder)])
+    partial = rows / f"{task.key}.{os.getpid()}.partial"
+    row.to_parquet(partial)
+    os.replace(partial, rows / f"{task.key}.parquet")
+
+
+def _compact(kept: pd.DataFrame, rows: Path, out: Path) -> pd.DataFrame:
+    """Merge the single rows into one file, then drop them."""
+    import pandas as pd
+
+    files = sorted(rows.glob("*.parquet"))
+    parts = [pd.read_parquet(p) for p in files]
+    parts = ([kept] if len(kept) else []) + parts
+    if not files:
+        return kept
+    table = (
+        pd.concat(parts, ignore_index=True)
+        .drop_duplicates("key")
+        .sort_values(["dataset", "group", "seed", "detector", "n", "key"])
+    )
+    partial = out.with_name(out.name + ".partial")
+    table.reset_index(drop=True).to_parquet(partial)
+    os.replace(partial, out)
+    for p in files:
+        p.unlink()
+    return table.reset_index(drop=True)

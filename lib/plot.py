@@ -1,0 +1,207 @@
+"""One function per question. Each takes data and an optional `ax`, returns the axes (or the figure it
+made), and never calls show.
+
+Colours: the true target is always orange, other classes blue-grey, so that figures can be read side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .metrics import Rate
+
+TARGET, OTHER, SOURCE, LINE = "#d9570d", "#5f7f95", "#2a6f4e", "#333333"
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    array = image.detach().cpu().numpy().transpose(1, 2, 0)
+    return array[..., 0] if array.shape[2] == 1 else array
+
+
+def images(
+    batch: Tensor, titles: Sequence[str] | None = None, *, columns: int = 10, size: float = 1.1
+) -> Figure:
+    """A grid of images (N, C, H, W) in [0, 1], grey or colour, with a short title each."""
+    rows = -(-len(batch) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, (size + 0.25 * bool(titles)) * rows), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (ax, image) in enumerate(zip(axes.flat, batch, strict=False)):
+        ax.imshow(_picture(image.clamp(0, 1)), cmap="gray", vmin=0, vmax=1)
+        if titles:
+            ax.set_title(titles[i], fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def pattern(v: Tensor, ax: Axes | None = None, *, limit: float | None = None, title: str = "") -> Axes:
+    """A signed pattern (C, H, W): blue darkens, red brightens, white leaves the pixel alone. Colour
+    patterns are shown around mid-grey.
+    """
+    ax = ax or plt.subplots(figsize=(1.8, 1.9))[1]
+    limit = limit or float(v.abs().max()) or 1.0
+    if v.shape[0] == 1:
+        ax.imshow(v[0].detach().cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    else:
+        ax.imshow(_picture((0.5 + v / (2 * limit)).clamp(0, 1)))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
+def patterns(vs: Sequence[Tensor], titles: Sequence[str], *, size: float = 1.6, columns: int = 6) -> Figure:
+    """Several signed patterns, each on its own scale."""
+    columns = min(columns, len(vs))
+    rows = -(-len(vs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.3) * rows), squeeze=False)
+    for ax in axes.flat[len(vs) :]:
+        ax.axis("off")
+    for ax, v, title in zip(axes.flat, vs, titles, strict=False):
+        pattern(v, ax, title=title)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def by_class(
+    values: Tensor | Sequence[float],
+    ax: Axes | None = None,
+    *,
+    target: int | None = None,
+    classes: Sequence[str] | None = None,
+    label: str = "",
+) -> Axes:
+    """One bar per class; the true target in orange."""
+    ax = ax or plt.subplots(figsize=(4.5, 2.4))[1]
+    y = np.asarray(values, float)
+    ax.bar(range(len(y)), y, color=[TARGET if k == target else OTHER for k in range(len(y))])
+    ax.set_xticks(range(len(y)), classes or [str(k) for k in range(len(y))])
+    ax.set_xlabel("class")
+    ax.set_ylabel(label)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def strips(
+    groups: Mapping[str, Sequence[tuple[Tensor | Sequence[float], int | None]]],
+    ax: Axes | None = None,
+    *,
+    label: str = "",
+) -> Axes:
+    """One column per classifier, one dot per class: does the true target (orange) stand apart? groups: name
+    -> [(values, target)].
+    """
+    ax = ax or plt.subplots(figsize=(7, 2.8))[1]
+    x, ticks = 0.0, []
+    for name, models in groups.items():
+        start = x
+        for values, target in models:
+            y = np.asarray(values, float)
+            rest = [k for k in range(len(y)) if k != target]
+            ax.plot([x] * len(rest), y[rest], "o", color=OTHER, ms=3.5, alpha=0.7)
+            if target is not None:
+                ax.plot([x], [y[target]], "D", color=TARGET, ms=5)
+            x += 1
+        ticks.append(((start + x - 1) / 2, name))
+        x += 1
+    ax.set_xticks([t for t, _ in ticks], [n for _, n in ticks])
+    ax.set_ylabel(label)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def trajectory(path: Mapping[str, Tensor], target: int, other: int) -> Figure:
+    """Q, T, entropy of the weights and ||v|| over the steps of L-RED, for the true target and one other
+    class.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.5))
+    for k, colour, name in ((target, TARGET, f"target {target}"), (other, OTHER, f"class {other}")):
+        w = path["w"][:, k].double()
+        entropy = -(w * w.clamp_min(1e-12).log()).sum(-1)
+        t = path["T"][:, k].clone()
+        t[t.isinf()] = float("nan")
+        for ax, y in zip(axes, (path["Q"][:, k], t, entropy, path["norm"][:, k]), strict=True):
+            ax.plot(y, color=colour, label=name)
+    for ax, title in zip(axes, ("share Q", "temperature T", "entropy of w", "norm of v"), strict=True):
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("step")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].axhline(0.9, color=LINE, lw=0.8, ls=":")
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def gamma_null(
+    statistics: Tensor | Sequence[float], ax: Axes | None = None, *, target: int | None = None
+) -> Axes:
+    """The Gamma density fitted to all statistics but the largest, with every statistic on it."""
+    from scipy.stats import gamma
+
+    from .anomaly import fit_gamma
+
+    ax = ax or plt.subplots(figsize=(4.5, 2.6))[1]
+    r = np.asarray(statistics, float)
+    shape, scale = fit_gamma(np.sort(r)[:-1])
+    x = np.linspace(0, 1.15 * max(r.max(), float(gamma.ppf(0.999, shape, scale=scale))), 400)
+    y = gamma.pdf(x, shape, scale=scale)
+    ax.fill_between(x, y, color=OTHER, alpha=0.25, lw=0)
+    ax.plot(x, y, color=OTHER)
+    for k, value in enumerate(r):
+        ax.plot(
+            [value],
+            [0.04 * y.max()],
+            "D" if k == target else "o",
+            color=TARGET if k == target else OTHER,
+            ms=6,
+            clip_on=False,
+        )
+    ax.set_xlabel("statistic 1 / ||v||")
+    ax.set_yticks([])
+    ax.set_ylim(0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return ax
+
+
+def rates(groups: Mapping[str, Mapping[str, Rate]], ax: Axes | None = None, *, label: str = "share") -> Axes:
+    """Shares with Wilson intervals: one cluster per group, one mark per method."""
+    ax = ax or plt.subplots(figsize=(7, 2.8))[1]
+    methods = list(dict.fromkeys(m for row in groups.values() for m in row))
+    colours = plt.get_cmap("tab10")
+    for j, method in enumerate(methods):
+        xs = [
+            i + (j - (len(methods) - 1) / 2) * 0.17 for i, row in enumerate(groups.values()) if method in row
+        ]
+        rs = [row[method] for row in groups.values() if method in row]
+        y = np.array([r.value for r in rs])
+        low, high = np.array([r.interval for r in rs]).T
+        error = np.clip([y - low, high - y], 0, None)
+        ax.errorbar(xs, y, error, fmt="o", ms=5, capsize=2, lw=1, color=colours(j), label=method)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_ylim(-0.04, 1.04)
+    ax.set_ylabel(label)
+    ax.legend(fontsize=8, ncols=len(methods), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def weights(
+    w: Tensor, ax: Axes | None = None, *, sources: Sequence[int] = (), label: str = "final weight"
+) -> Axes:
+    """Weights (K,) per putative source class; true sources in green."""
+    ax = ax or plt.subplots(figsize=(4.5, 2.4))[1]
+    y = np.asarray(w, float)
+    ax.bar(range(len(y)), y, color=[SOURCE if k in sources else OTHER for k in range(len(y))])
+    ax.set_xticks(range(len(y)))
+    ax.set_xlabel("class")
+    ax.set_ylabel(label)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
