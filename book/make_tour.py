@@ -1,0 +1,162 @@
+"""The README's sixty-second tour: drives Chromium over the built pages and keeps an animated WebP.
+
+    python book/make_tour.py [HTML] [OUT]
+
+HTML: the built pages (default _build/html). OUT: default book/_static/tour.webp. Needs Playwright and a Chromium; no kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, WIDTH = (1000, 840), 760  # of the window; of the picture
+SECONDS, LIMIT = 60, 1_000_000
+CHAPTER = "notebooks/15_explore.html"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def frames(page: Any, site: str) -> Iterator[tuple[bytes, float]]:
+    """Pictures of the tour, and for how many seconds each is shown (about SECONDS in all)."""
+
+    def shot(seconds: float) -> tuple[bytes, float]:
+        return page.screenshot(type="png"), seconds
+
+    def at(title: str) -> Any:
+        group = page.get_by_role("group", name=title, exact=False)
+        group.evaluate(
+            "e => scrollTo({ top: e.getBoundingClientRect().top + scrollY - 70, behavior: 'instant' })"
+        )
+        page.wait_for_timeout(200)
+        return group
+
+    page.goto(f"{site}/index.html", wait_until="load")
+    yield shot(4)
+    page.goto(f"{site}/{CHAPTER}", wait_until="load")
+    page.locator(".rb").nth(3).wait_for(timeout=180_000)
+    yield shot(2.5)
+    page.locator("#fig-explore-temperatures").evaluate(
+        "e => e.scrollIntoView({ block: 'center', behavior: 'instant' })"
+    )
+    page.wait_for_timeout(300)
+    yield shot(3.5)
+
+    group = at("L-RED under")
+    for schedule, step in ((0, 5), (1, 5), (2, 9)):  # the paper's, T = 0, T = inf
+        group.get_by_role("combobox", name="Temperature schedule").select_option(index=schedule)
+        bar = group.get_by_role("slider", name="Iteration")
+        last = int(bar.get_attribute("max"))
+        for i in [*range(0, last, max(1, last // step)), last]:
+            bar.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", i)
+            yield shot(2.2 if i == last else 0.9)
+    group.locator(".rb-table").evaluate("e => e.scrollIntoView({ block: 'center', behavior: 'instant' })")
+    yield shot(3)
+
+    group = at("The weights of Eq.")
+    heat = group.get_by_role("slider", name="Temperature T")
+    for x in (200, 120, 80, 50, 20, 0):
+        heat.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", x)
+        yield shot(0.8)
+
+    group = at("The Gamma fit")
+    group.get_by_role("combobox", name="Start from").select_option(index=1)
+    yield shot(1.5)
+    values = [float(d.get_attribute("aria-valuenow")) for d in group.get_by_role("slider").all()]
+    dot = group.get_by_role("slider").nth(values.index(max(values)))
+    for _ in range(5):
+        dot.press("PageUp")
+        yield shot(0.9)
+
+    group = at("How strong")
+    for amplitude in range(int(group.get_by_role("slider", name="Amplitude").get_attribute("max")) + 1):
+        group.get_by_role("slider", name="Amplitude").evaluate(
+            "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", amplitude
+        )
+        yield shot(1.2)
+    for title in ("Neural Cleanse", "B3D", "Pruning"):
+        if not page.get_by_role("group", name=title, exact=False).count():
+            continue
+        bar = at(title).locator("input[type=range]")
+        last = int(bar.get_attribute("max"))
+        for i in [*range(0, last, max(1, last // 4)), last]:
+            bar.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", i)
+            yield shot(0.9)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_timeout(400)
+    yield shot(2)
+
+
+def write(pictures: list[tuple[bytes, float]], out: Path) -> int:
+    """Animated WebP of at most LIMIT bytes, made smaller until it fits, lasting SECONDS; its size."""
+    stretch = SECONDS / sum(seconds for _, seconds in pictures)
+    durations = [round(1000 * stretch * seconds) for _, seconds in pictures]
+    for width in (WIDTH, 700, 640, 560, 480):
+        height = round(width * SIZE[1] / SIZE[0])
+        images = [
+            Image.open(io.BytesIO(p)).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            for p, _ in pictures
+        ]
+        buffer = io.BytesIO()
+        images[0].save(
+            buffer,
+            "WEBP",
+            save_all=True,
+            append_images=images[1:],
+            duration=durations,
+            loop=0,
+            quality=45,
+            method=4,
+            minimize_size=False,
+        )
+        if buffer.tell() <= LIMIT:
+            out.write_bytes(buffer.getvalue())
+            return buffer.tell()
+    raise SystemExit(
+        f"the tour has {buffer.tell():,} bytes even at {width} pixels: at most {LIMIT:,} are wanted"
+    )
+
+
+def main(html: Path, out: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None or not (html / CHAPTER).is_file():
+        raise SystemExit(
+            f"needs Chromium (found: {chromium}) and built pages in {html}: run `make book` first"
+        )
+    handler = functools.partial(Quiet, directory=str(html))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with sync_playwright() as p:
+        browser = p.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
+        page.set_default_timeout(120_000)
+        pictures = list(frames(page, f"http://127.0.0.1:{server.server_port}"))
+        browser.close()
+    server.shutdown()
+    size = write(pictures, out)
+    print(f"{out}: {len(pictures)} pictures, {SECONDS} s, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    arguments = [Path(a) for a in sys.argv[1:]]
+    main(
+        arguments[0] if arguments else ROOT / "_build/html",
+        arguments[1] if arguments[1:] else ROOT / "book/_static/tour.webp",
+    )

@@ -1,0 +1,329 @@
+"""The build, on a book of tiny chapters: what is checked, what is run again, and what an interruption leaves."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lib import book, chapters
+from lib.chapters import BookError
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY_KEY = book._library_key
+PARAMETERS = """\
+n_seeds: int = 3  # classifiers
+rate: float = 0.5
+sources: list[int] = [0, 1]
+data: str = "digits"
+fast: bool = True
+plain = 2
+"""
+
+
+def chapter(root: Path, name: str, code: str, *, needs: tuple[str, ...] = ()) -> Path:
+    cells = [
+        new_markdown_cell(f"# {name}\n\nProse, with {{glue}}`n`."),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters", "hide-input"]}),
+        new_code_cell(
+            "from myst_nb import glue\nglue('n', n_seeds, display=False)\n"
+            "glue('half', n_seeds / 2, display=False)"
+        ),
+        new_code_cell(code),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path = root / "notebooks" / f"{name}.ipynb"
+    nbformat.write(
+        new_notebook(cells=cells, metadata={"kernelspec": kernel, "redbook": {"needs": list(needs)}}), path
+    )
+    return path
+
+
+def make_root(root: Path, codes: dict[str, str], *, needs: dict[str, tuple[str, ...]] | None = None) -> Path:
+    (root / "notebooks" / "profiles").mkdir(parents=True)
+    (root / "book").mkdir()
+    (root / "book" / "intro.md").write_text("# Intro\n\nHello.\n")
+    (root / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n")
+    files = "".join(f"- file: notebooks/{name}\n" for name in codes)
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n" + files)
+    (root / "notebooks" / "profiles" / "smoke.yml").write_text("02_b: {n_seeds: 4}\n")
+    for name, code in codes.items():
+        chapter(root, name, code, needs=(needs or {}).get(name, ()))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch) -> None:
+    """Someone may be editing the package while its tests run."""
+    monkeypatch.setattr(book, "_library_key", lambda: "steady")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return make_root(tmp_path, {"01_a": "1", "02_b": "2"}, needs={"02_b": ("01_a",)})
+
+
+def keys(root: Path) -> dict[str, str]:
+    return {c.name: c.key for c in book.plan(root)}
+
+
+# -- parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "want"),
+    [
+        ("n_seeds", "7", 7),
+        ("n_seeds", 7, 7),
+        ("rate", "0.25", 0.25),
+        ("rate", 1, 1.0),
+        ("rate", "1e-3", 1e-3),
+        ("sources", "0, 6,8", [0, 6, 8]),
+        ("sources", "[4]", [4]),
+        ("sources", [1], [1]),
+        ("data", "mnist", "mnist"),
+        ("data", "1", "1"),
+        ("fast", "false", False),
+        ("fast", True, True),
+        ("plain", "5", 5),
+    ],
+)
+def test_parameter_is_read_as_declared(small, name, given, want):
+    value = chapters.check(small / "notebooks/01_a.ipynb", {name: given})[name]
+    assert value == want and type(value) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("n_seeds", "abc"),
+        ("n_seeds", "3.5"),
+        ("n_seeds", 3.5),
+        ("n_seeds", True),
+        ("n_seeds", None),
+        ("rate", "x"),
+        ("sources", "a,b"),
+        ("sources", 3),
+        ("sources", [0.5]),
+        ("sources", "[1"),
+        ("data", 3),
+        ("fast", "maybe"),
+        ("fast", 1),
+        ("plain", "x"),
+        ("n_seedz", "3"),
+    ],
+)
+def test_bad_parameter_is_refused_by_name(small, name, given):
+    with pytest.raises(BookError) as error:
+        chapters.check(small / "notebooks/01_a.ipynb", {name: given})
+    assert all(
+        word in str(error.value) for word in ("01_a.ipynb", f"'{name}'", "n_seeds: int = 3", "fast: bool")
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ("02_b: {n_seedz: 4}", ("smoke.yml", "02_b.ipynb", "'n_seedz'", "n_seeds: int")),
+        ("02_b: {n_seeds: many}", ("smoke.yml", "02_b.ipynb", "'n_seeds'", "must be int")),
+        ("09_x: {n_seeds: 4}", ("smoke.yml", "09_x", "01_a, 02_b")),
+        ("02_b: 4", ("smoke.yml", "must map")),
+        ("02_b: {n: [", ("smoke.yml", "not YAML")),
+    ],
+)
+def test_bad_profile_is_refused_before_anything_runs(small, profile, words):
+    (small / "notebooks/profiles/smoke.yml").write_text(profile)
+    with pytest.raises(BookError) as error:
+        book.build(small)
+    assert all(word in str(error.value) for word in words)
+    assert not (small / "_build").exists()
+
+
+def test_unknown_profile_and_chapter_are_named(small):
+    with pytest.raises(BookError, match=r"no profile 'papr': allowed are smoke"):
+        book.plan(small, "papr")
+    with pytest.raises(BookError, match="no chapter '07'"):
+        book.plan(small, only=["07"])
+    (small / "notebooks/01_a.ipynb").unlink()
+    with pytest.raises(BookError, match=r"_toc\.yml names notebooks/01_a"):
+        book.plan(small)
+
+
+# -- what makes a chapter stale
+
+
+def test_chapters_come_after_those_that_they_need(tmp_path):
+    root = make_root(
+        tmp_path, {"01_a": "1", "02_b": "2", "03_c": "3"}, needs={"01_a": ("03_c",), "02_b": ("01_a",)}
+    )
+    assert [c.name for c in book.plan(root)] == ["03_c", "01_a", "02_b"]
+    assert [c.name for c in book.plan(root, only=["01"])] == ["03_c", "01_a"]
+    chapter(root, "03_c", "3", needs=("02_b",))
+    with pytest.raises(BookError, match="circle"):
+        book.plan(root)
+
+
+def test_prose_does_not_change_the_key(small):
+    before = keys(small)
+    path = small / "notebooks/01_a.ipynb"
+    nb = nbformat.read(path, 4)
+    nb.cells[0].source += " More prose."
+    nb.cells[3].metadata["mystnb"] = {"figure": {"caption": "Better words."}}
+    nbformat.write(nb, path)
+    assert keys(small) == before
+
+
+@pytest.mark.parametrize("what", ["code", "parameters", "data", "library"])
+def test_what_outputs_depend_on_changes_the_key_and_those_downstream(small, what, monkeypatch):
+    before = keys(small)
+    if what == "code":
+        chapter(small, "01_a", "1 + 1")
+    elif what == "parameters":
+        (small / "notebooks/profiles/smoke.yml").write_text("01_a: {n_seeds: 9}\n02_b: {n_seeds: 4}\n")
+    elif what == "data":
+        (small / "data/papers").mkdir(parents=True)
+        (small / "data/papers/table.csv").write_text("a,b\n")
+    else:
+        monkeypatch.setattr(book, "_library_key", lambda: "another")
+    after = keys(small)
+    assert after["01_a"] != before["01_a"] and after["02_b"] != before["02_b"]
+
+
+def test_an_image_set_matters_to_the_chapters_that_name_it(small, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    monkeypatch.setenv("REDBOOK_DATA", str(images))
+    (small / "notebooks/profiles/smoke.yml").write_text("02_b: {data: fashion-mnist}\n")
+    before = keys(small)
+    (images / "FashionMNIST/raw").mkdir(parents=True)
+    (images / "FashionMNIST/raw/train").write_bytes(b"12")
+    after = keys(small)
+    assert after["01_a"] == before["01_a"] and after["02_b"] != before["02_b"]
+
+
+def test_library_key_covers_source_and_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "__file__", str(tmp_path / "lib" / "book.py"))
+    (tmp_path / "lib/attacks").mkdir(parents=True)
+    seen = set()
+    for path, body in [
+        ("lib/attacks/a.py", "1"),
+        ("lib/attacks/a.py", "2"),
+        ("lib/widgets.js", "3"),
+        ("lib/cli.py", "4"),
+    ]:
+        (tmp_path / path).write_text(body)
+        seen.add(LIBRARY_KEY())
+    assert len(seen) == 3  # the command line cannot change what a chapter computes
+    monkeypatch.setattr(book, "_version", lambda name: "99")
+    assert LIBRARY_KEY() not in seen
+
+
+# -- building
+
+
+def test_build_reuse_and_edit(small):
+    first = book.build(small)
+    assert (
+        first.ran == ("01_a", "02_b") and not first.failures and first.pages_built and first.index.is_file()
+    )
+    executed = small / "_build/executed/smoke/02_b.ipynb"
+    assert chapters.glued(executed) == {"n": 4, "half": 2.0}
+    nb = nbformat.read(executed, 4)
+    injected = [c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert [c.metadata["tags"] for c in injected] == [["injected-parameters", "remove-cell"]]
+    assert not any({"papermill", "execution"} & set(thing.metadata) for thing in [nb, *nb.cells])  # timings
+
+    second = book.build(small)
+    assert second.reused == ("01_a", "02_b") and not second.ran and not second.pages_built
+
+    path = small / "notebooks/01_a.ipynb"
+    nb = nbformat.read(path, 4)
+    nb.cells[0].source += "\n\nA new sentence."
+    nbformat.write(nb, path)
+    third = book.build(small)
+    assert not third.ran and third.pages_built
+    page = (first.index.parent / "notebooks/01_a.html").read_text()
+    assert "A new sentence." in page and "4" in (first.index.parent / "notebooks/02_b.html").read_text()
+
+    (small / "book/intro.md").write_text("# Intro\n\n[nowhere](nothing.md)\n")
+    for _ in range(2):  # Sphinx alone would keep quiet the second time
+        with pytest.raises(BookError, match=r"intro\.md.*nothing"):
+            book.build(small)
+
+
+def test_failed_chapter_is_kept_and_named_and_the_others_run(tmp_path):
+    codes = {"01_a": "raise KeyError('lost')", "02_b": "2", "03_c": "3"}
+    root = make_root(tmp_path, codes, needs={"02_b": ("01_a",)})
+    report = book.build(root, jobs=2)
+    assert report.ran == ("03_c",) and not report.pages_built
+    failed = {f.chapter: f for f in report.failures}
+    assert set(failed) == {"01_a", "02_b"} and "01_a" in failed["02_b"].error
+    assert failed["01_a"].cell == 3 and "KeyError: 'lost'" in failed["01_a"].error
+    assert (
+        failed["01_a"].kept == root / "_build/executed/smoke/01_a.failed.ipynb"
+        and failed["01_a"].kept.is_file()
+    )
+    assert not (root / "_build/executed/smoke/01_a.ipynb").exists()
+
+
+def start(root: Path) -> "subprocess.Popen[str]":
+    """The command itself, with a copy of the machinery, for someone may be editing the package."""
+    package = root / "package" / "lib"
+    package.mkdir(parents=True, exist_ok=True)
+    for name in ("__init__", *(p.removesuffix(".py") for p in book.MACHINERY)):
+        shutil.copy(ROOT / "lib" / f"{name}.py", package)
+    return subprocess.Popen(
+        [sys.executable, "-m", "lib.cli", "build", "--jobs", "1", "--only", "01", "--only", "02"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for(happened, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_build_resumes_with_what_was_complete(tmp_path, how):
+    pid_file = tmp_path / "pid"
+    tell = f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
+    slow = f"import os, pathlib, time\n{tell}\ntime.sleep(delay)"
+    root = make_root(tmp_path, {"01_a": "1", "02_b": "delay = 900\n" + slow})
+    executed = root / "_build/executed/smoke"
+    build = start(root)
+    wait_for(pid_file.exists)
+    finished = (executed / "01_a.ipynb").stat().st_mtime_ns
+    os.kill(build.pid, how)
+    _, said = build.communicate()
+    assert build.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert how == signal.SIGKILL or "interrupted" in said
+    wait_for(lambda: not alive(int(pid_file.read_text())))  # the kernel of the orphaned chapter ends too
+    assert not (executed / "02_b.ipynb").exists()
+
+    chapter(root, "02_b", "delay = 0\n" + slow)
+    again = start(root)
+    out, _ = again.communicate()
+    assert again.returncode == 0 and "1 chapters run, 1 fresh" in out
+    assert (executed / "01_a.ipynb").stat().st_mtime_ns == finished
+    assert not list(executed.glob("*.partial.ipynb")) and not list(executed.glob("*.failed.ipynb"))
