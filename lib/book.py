@@ -4,49 +4,21 @@ pages.
     book/ + _config.yml + _toc.yml ─────────────────────────┐
     notebooks/ ── papermill ── _build/executed/<profile>/ ── _build/stage/ ── jupyter-book ── _build/html/
 
-A chapter is fresh while its key is unchanged: its code, its parameters, the source of `lib`, the keys of the
-chapters that it needs, the versions of the libraries, and the data that it names. Prose and captions are not
-in the key: they are merged with the kept outputs when staging. Nothing here imports torch, so a warm build
-takes seconds.
+A chapter is fresh while its key is unchanged (`freshness.py`). Prose and captions are not in the key: they
+are merged with the kept outputs when staging. Nothing here imports torch, so a warm build takes seconds.
 """
 
-import ast
-import hashlib
-import json
-import os
-import platform
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lib import chapters
 from lib import pages as site
 from lib.chapters import BookError
+from lib.freshness import Keys
 from lib.runner import Chapter, Failure, Progress, Runner, cores
-
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "matplotlib",
-    "seaborn",
-    "pandas",
-    "safetensors",
-    "ipywidgets",
-    "anywidget",
-    "myst-nb",
-    "nbclient",
-    "ipykernel",
-    "papermill",
-)
-# Cannot change what a chapter computes.
-MACHINERY = {"book.py", "chapters.py", "runner.py", "bars.py", "pages.py", "cli.py"}
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -114,17 +86,16 @@ def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> lis
             known = ", ".join(names)
             raise BookError(f"{file.name} names chapter '{name}', which does not exist; chapters are {known}")
     needs = {name: _needs(source, names) for name, source in sources.items()}
-    library, data = _library_key(), _DataKeys(root)
+    keys = Keys(root)
     out: dict[str, Chapter] = {}
     for name in _ordered(needs):
         given = chapters.check(sources[name], table.get(name, {}), where=file.name)
-        upstream = [out[need].key for need in needs[name]]
         out[name] = Chapter(
             name=name,
             source=sources[name],
             given=given,
             needs=needs[name],
-            key=_digest([_code(sources[name]), given, upstream, library, data.of(sources[name], given)]),
+            key=keys.of(sources[name], given, (out[need].key for need in needs[name])),
             executed=root / "_build" / "executed" / file.stem / f"{name}.ipynb",
         )
     return list(_restrict(out, only) if only else out.values())
@@ -158,84 +129,6 @@ def _restrict(all_: Mapping[str, Chapter], only: Iterable[str]) -> Iterator[Chap
         if chapter.name in wanted:
             wanted.update(chapter.needs)
     return (chapter for chapter in all_.values() if chapter.name in wanted)
-
-
-# -- what a chapter's outputs depend on
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _code(source: Path) -> list[object]:
-    cells = (cell for cell in chapters.read(source).cells if cell.cell_type == "code")
-    return [[cell.source, cell.metadata.get("tags", [])] for cell in cells]
-
-
-def _library_key() -> str:
-    """Identity of the package's own source and of the libraries under it."""
-    here = Path(__file__).parent
-    files = sorted(p for p in here.rglob("*") if p.is_file() and p.suffix in (".py", ".js", ".css", ".html"))
-    source = {
-        str(p.relative_to(here)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in files
-        if p.name not in MACHINERY and "__pycache__" not in p.parts
-    }
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}}
-    return _digest([source, versions])
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-class _DataKeys:
-    """Identity of the data that a chapter reads: committed results, and the image sets that its parameters
-    name.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.data_root = Path(os.environ.get("REDBOOK_DATA") or root / "data" / "cache")
-        files = sorted(
-            p for d in ("papers", "results") for p in (root / "data" / d).rglob("*") if p.is_file()
-        )
-        self.committed = _digest([[str(p.relative_to(root)), p.stat().st_size, _content(p)] for p in files])
-        self._sets: dict[str, str] = {}
-
-    def of(self, source: Path, given: Mapping[str, Any]) -> list[object]:
-        names: set[str] = set()
-        for name, parameter in chapters.parameters(source).items():
-            try:
-                value = given[name] if name in given else ast.literal_eval(parameter.default)
-            except (ValueError, SyntaxError):
-                continue
-            names.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
-        return [self.committed, {name: self._set(name) for name in sorted(names)}]
-
-    def _set(self, name: str) -> str:
-        """Names, sizes and times of the files of an image set; the same for whatever is no image set."""
-        if name not in self._sets:
-            plain = re.sub(r"[^a-z0-9]", "", name.lower())
-            folders = [self.data_root / name, Path(name)] if os.sep in name else []
-            if plain and self.data_root.is_dir():
-                entries = sorted(p for p in self.data_root.iterdir() if p.is_dir())
-                folders += [p for p in entries if re.sub(r"[^a-z0-9]", "", p.name.lower()).startswith(plain)]
-            stats = [
-                [str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns]
-                for folder in folders
-                if folder.is_dir()
-                for p in sorted(folder.rglob("*"))
-                if p.is_file()
-            ]
-            self._sets[name] = _digest(stats)
-        return self._sets[name]
-
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run_chapter(

@@ -198,9 +198,9 @@ def sweep(
     device: DEVICE = "auto",
 ) -> None:
     """Run every row of a grid that the table lacks; resumable after any kill."""
-    from lib import experiments
+    from lib import experiments, grids
 
-    tasks = experiments.read_grid(grid)
+    tasks = grids.read_grid(grid)
     out = out or Path("data/results") / f"{grid.stem}.parquet"
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,23 +1,18 @@
-"""A grid of (data, network, attack, detector, seed) -> one tidy row per classifier and detector, with
-provenance.
+"""Tasks (data, network, attack, detector, seed) -> one tidy row per classifier and detector, with provenance.
 
 Every finished row is a parquet file of its own, written whole; the table is their union. A sweep killed at
-any moment is continued by the
-same command: rows that exist are not computed again, classifiers come from the zoo. Rows hold raw
-statistics and every rule's verdict, never a decision alone.
+any moment is continued by the same command: rows that exist are not computed again, classifiers come from
+the zoo. Rows hold raw statistics and every rule's verdict, never a decision alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,98 +21,10 @@ import torch
 from tqdm import tqdm
 
 from . import anomaly, attacks, data, detectors, metrics, models, zoo
+from .grids import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class GridError(ValueError):
-    """A grid file that cannot be run; the message names the field, the value and what is allowed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One row to be: a classifier and a detector with n clean images per class."""
-
-    spec: zoo.Spec
-    group: str
-    detector: str
-    n: int
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def key(self) -> str:
-        """Hash of everything in the task; names the row's file."""
-        plain = [self.spec.describe(), self.group, self.detector, self.n, self.settings]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:20]
-
-
-_CLASSIFIER = {"dataset", "network", "recipe", "groups", "seeds", "classes", "n_train"}
-_DETECTOR = {"name", "n", "settings"}
-
-
-def read_grid(path: str | Path) -> list[Task]:
-    """The tasks of a YAML grid. Raises GridError for anything it does not understand, before anything runs.
-
-    classifiers: a list of {dataset, network, recipe, groups, seeds, classes?, n_train?}; detectors: a list
-    of {name, n, settings?}. `seeds` is a list, or a number N for 0 … N-1. Every classifier meets every
-    detector.
-    """
-    import yaml
-
-    try:
-        grid = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as e:
-        raise GridError(f"grid {path} cannot be read: {e}") from e
-    if not isinstance(grid, dict) or set(grid) != {"classifiers", "detectors"}:
-        raise GridError(f"grid {path} needs exactly the fields classifiers and detectors")
-    specs = [
-        pair for block in grid["classifiers"] for pair in _specs(_known(block, _CLASSIFIER, "classifiers"))
-    ]
-    chosen = [_known(block, _DETECTOR, "detectors") for block in grid["detectors"]]
-    tasks = []
-    for (spec, group), block in itertools.product(specs, chosen):
-        settings = block.get("settings", {})
-        try:
-            detectors.build(block["name"], **settings)
-        except (KeyError, ValueError, TypeError) as e:
-            raise GridError(f"detector {block}: {e}") from e
-        n = block.get("n", 8)
-        if not isinstance(n, int) or n < 1:
-            raise GridError(
-                f"n = {n!r} of detector {block['name']}: a whole number of images per class, 1 or more, is needed"
-            )
-        tasks.append(
-            Task(
-                spec=spec, group=group, detector=block["name"], n=n, settings=tuple(sorted(settings.items()))
-            )
-        )
-    return tasks
-
-
-def _known(block: Any, allowed: set[str], where: str) -> dict[str, Any]:
-    if not isinstance(block, dict) or set(block) - allowed:
-        raise GridError(f"{where} entry {block!r}: allowed fields are {', '.join(sorted(allowed))}")
-    return block
-
-
-def _specs(block: dict[str, Any]) -> Iterator[tuple[zoo.Spec, str]]:
-    base = {"dataset": "digits", "network": "small", "recipe": "smoke"} | {
-        k: v for k, v in block.items() if k in zoo.Spec.__annotations__
-    }
-    if base["network"] not in models.NETWORKS:
-        raise GridError(f"network {base['network']!r}: allowed are {', '.join(models.NETWORKS)}")
-    seeds = block.get("seeds", 1)
-    if isinstance(seeds, int):
-        seeds = range(seeds)
-    for seed, group in itertools.product(seeds, block.get("groups", ["C-0"])):
-        try:
-            attack = attacks.group(group, base["dataset"], seed=seed)
-            spec = zoo.Spec(**base, attack=attack, seed=seed)
-            spec.how  # noqa: B018  an unknown recipe is an error of the grid
-        except (ValueError, TypeError) as e:
-            raise GridError(f"classifiers entry {block!r}: {e}") from e
-        yield (replace(spec, classes=tuple(spec.classes)) if spec.classes is not None else spec), group
 
 
 def clean_images(classifier: zoo.Classifier, n: int, *, seed: int = 0) -> torch.Tensor:

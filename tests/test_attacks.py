@@ -195,6 +195,21 @@ def test_a_rate_is_a_share_of_the_whole_set(rate, seed):
 
 
 @settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1000), rate=st.floats(0.1, 0.4))
+def test_a_rate_is_drawn_in_proportion_to_the_classes(seed, rate):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.zeros(200, 1, 4, 4), torch.randint(0, 4, (200,), generator=generator)
+    y[y == 3] *= torch.randint(0, 2, (int((y == 3).sum()),), generator=generator)  # one small class
+    attack = BadNets(target=0, size=2, rate=rate)
+    p = attack.poison(x, y, generator)
+    drawn = torch.bincount(y[p.source[p.poisoned]], minlength=4)[1:]
+    have = torch.bincount(y, minlength=4)[1:]
+    exact = 3 + (drawn.sum() - 3) * have / have.sum() - 2
+    assert int(drawn.sum()) == round(rate * 200)
+    assert (drawn - exact).abs().max() <= 1
+
+
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 1000), remove=st.booleans())
 def test_parts_never_share_an_image(seed, remove):
     x, y = image_set(90)

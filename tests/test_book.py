@@ -1,7 +1,7 @@
 """The build, on a book of tiny chapters: what is checked, what is run again, and what an interruption leaves."""
 
+import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +12,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import book, chapters
+from lib import book, chapters, freshness
 from lib.chapters import BookError
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY_KEY = book._library_key
 PARAMETERS = """\
 n_seeds: int = 3  # classifiers
 rate: float = 0.5
@@ -56,12 +55,6 @@ def make_root(root: Path, codes: dict[str, str], *, needs: dict[str, tuple[str, 
     for name, code in codes.items():
         chapter(root, name, code, needs=(needs or {}).get(name, ()))
     return root
-
-
-@pytest.fixture(autouse=True)
-def steady(monkeypatch) -> None:
-    """Someone may be editing the package while its tests run."""
-    monkeypatch.setattr(book, "_library_key", lambda: "steady")
 
 
 @pytest.fixture
@@ -179,20 +172,37 @@ def test_prose_does_not_change_the_key(small):
     assert keys(small) == before
 
 
-@pytest.mark.parametrize("what", ["code", "parameters", "data", "library"])
+@pytest.mark.parametrize("what", ["code", "parameters", "versions"])
 def test_what_outputs_depend_on_changes_the_key_and_those_downstream(small, what, monkeypatch):
     before = keys(small)
     if what == "code":
         chapter(small, "01_a", "1 + 1")
     elif what == "parameters":
         (small / "notebooks/profiles/smoke.yml").write_text("01_a: {n_seeds: 9}\n02_b: {n_seeds: 4}\n")
-    elif what == "data":
-        (small / "data/papers").mkdir(parents=True)
-        (small / "data/papers/table.csv").write_text("a,b\n")
     else:
-        monkeypatch.setattr(book, "_library_key", lambda: "another")
+        monkeypatch.setattr(freshness, "_version", lambda name: "99")
     after = keys(small)
     assert after["01_a"] != before["01_a"] and after["02_b"] != before["02_b"]
+
+
+def test_a_table_matters_to_the_chapters_that_name_it(tmp_path):
+    root = make_root(
+        tmp_path,
+        {"01_a": "open('data/papers/table.csv')", "02_b": "2", "03_c": "plain = 'data/results/rows.parquet'"},
+    )
+    for folder in ("papers", "results/rows.parquet.rows"):
+        (root / "data" / folder).mkdir(parents=True)
+    seen = [keys(root)]
+    for path in (
+        "papers/table.csv",
+        "papers/other.csv",
+        "results/rows.parquet.rows/one",
+        "results/rows.parquet",
+    ):
+        (root / "data" / path).write_text("a,b\n")
+        seen.append(keys(root))
+    changed = [{n for n in now if now[n] != before[n]} for before, now in itertools.pairwise(seen)]
+    assert changed == [{"01_a"}, set(), set(), {"03_c"}]  # a sweep under way disturbs nobody
 
 
 def test_an_image_set_matters_to_the_chapters_that_name_it(small, tmp_path, monkeypatch):
@@ -206,21 +216,29 @@ def test_an_image_set_matters_to_the_chapters_that_name_it(small, tmp_path, monk
     assert after["01_a"] == before["01_a"] and after["02_b"] != before["02_b"]
 
 
-def test_library_key_covers_source_and_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr(book, "__file__", str(tmp_path / "lib" / "book.py"))
-    (tmp_path / "lib/attacks").mkdir(parents=True)
-    seen = set()
-    for path, body in [
-        ("lib/attacks/a.py", "1"),
-        ("lib/attacks/a.py", "2"),
-        ("lib/widgets.js", "3"),
-        ("lib/cli.py", "4"),
+def test_a_room_of_the_package_matters_to_the_chapters_that_reach_it(tmp_path, monkeypatch):
+    library = tmp_path / "lib"
+    (library / "attacks").mkdir(parents=True)
+    (library / "data.py").write_text("")
+    (library / "zoo.py").write_text("def get():\n    from . import data")
+    (library / "attacks/__init__.py").write_text("from .. import zoo")
+    (library / "cli.py").write_text("from lib import attacks")
+    monkeypatch.setattr(freshness, "LIBRARY", library)
+    codes = {"01_a": "1", "02_b": "%pwd\nfrom lib import data", "03_c": "from lib.attacks import x"}
+    root = make_root(tmp_path / "book", codes)
+    assert freshness.reached([codes["03_c"]]) == {"attacks", "zoo", "data"}
+    for path, want in [
+        ("cli.py", set()),
+        ("zoo.py", {"03_c"}),
+        ("attacks/front.js", {"03_c"}),
+        ("data.py", {"02_b", "03_c"}),
+        ("zoo.json", {"03_c"}),
     ]:
-        (tmp_path / path).write_text(body)
-        seen.add(LIBRARY_KEY())
-    assert len(seen) == 3  # the command line cannot change what a chapter computes
-    monkeypatch.setattr(book, "_version", lambda name: "99")
-    assert LIBRARY_KEY() not in seen
+        before = keys(root)
+        with (library / path).open("a") as file:
+            file.write("\n1")
+        after = keys(root)
+        assert {name for name in after if after[name] != before[name]} == want
 
 
 # -- building
@@ -272,15 +290,10 @@ def test_failed_chapter_is_kept_and_named_and_the_others_run(tmp_path):
 
 
 def start(root: Path) -> "subprocess.Popen[str]":
-    """The command itself, with a copy of the machinery, for someone may be editing the package."""
-    package = root / "package" / "lib"
-    package.mkdir(parents=True, exist_ok=True)
-    for name in ("__init__", *(p.removesuffix(".py") for p in book.MACHINERY)):
-        shutil.copy(ROOT / "lib" / f"{name}.py", package)
     return subprocess.Popen(
         [sys.executable, "-m", "lib.cli", "build", "--jobs", "1", "--only", "01", "--only", "02"],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

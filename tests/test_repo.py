@@ -1,13 +1,13 @@
 """What holds for the repository as a whole: floors, imports, and nothing in it that belongs to one machine."""
 
-import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from lib.freshness import imported
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
@@ -16,8 +16,8 @@ FLOORS = (
     {"train", "zoo"},
     {"detectors"},
     {"mitigations"},
-    {"experiments", "tables", "guide", "report", "audit", "plot", "widgets"},
-    {"chapters", "runner", "bars", "pages", "book", "cli"},
+    {"experiments", "tables", "guide", "report", "audit", "grids", "plot", "widgets"},
+    {"chapters", "freshness", "runner", "bars", "pages", "book", "cli"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(p for p in (ROOT / "lib").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "lib")
@@ -35,31 +35,12 @@ def tracked() -> list[Path]:
     return [p for line in done.stdout.splitlines() if (p := ROOT / line).is_file()]
 
 
-def imported_rooms(path: Path) -> Iterator[str]:
-    """Rooms of lib that a module imports, anywhere in it but under TYPE_CHECKING."""
-
-    def walk(node: ast.AST) -> Iterator[str]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib."))
-        elif isinstance(node, ast.ImportFrom):
-            package = ["lib", *path.relative_to(ROOT / "lib").parts[:-1]]
-            base = package[: len(package) - node.level + 1] if node.level else []
-            full = [*base, *(node.module.split(".") if node.module else [])]
-            if full[:1] == ["lib"]:
-                yield from [full[1]] if len(full) > 1 else (alias.name for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child)
-
-    return walk(ast.parse(path.read_text()))
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_imports_upward(path):
     here = room(path)
     assert here in FLOOR, f"give {here} a floor in tests/test_repo.py"
-    upward = [other for other in imported_rooms(path) if FLOOR.get(other, 0) > FLOOR[here]]
+    package = ("lib", *path.relative_to(ROOT / "lib").parts[:-1])
+    upward = [other for other in imported(path.read_text(), package) if FLOOR.get(other, 0) > FLOOR[here]]
     assert not upward, f"{here} (floor {FLOOR[here]}) imports {upward}"
 
 

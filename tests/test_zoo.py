@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import anomaly, attacks, detectors, experiments, models, train, zoo
+from lib import anomaly, attacks, detectors, experiments, grids, models, train, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 quick = train.Recipe(epochs=2, batch_size=64, lr=5e-3)
@@ -89,7 +89,7 @@ detectors:
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "grid.yml").write_text(GRID)
-    tasks = experiments.read_grid(folder / "grid.yml")
+    tasks = grids.read_grid(folder / "grid.yml")
     return (
         folder,
         tasks,
@@ -129,8 +129,8 @@ def test_a_killed_sweep_goes_on_where_it_was(swept, tmp_path):
     folder, tasks, table = swept
     (tmp_path / "grid.yml").write_text(GRID)
     code = (
-        "from lib import experiments as e\n"
-        f"e.sweep(e.read_grid({str(tmp_path / 'grid.yml')!r}), {str(tmp_path / 'out.parquet')!r}, zoo_folder={str(folder / 'zoo')!r})"
+        "from lib import experiments as e, grids\n"
+        f"e.sweep(grids.read_grid({str(tmp_path / 'grid.yml')!r}), {str(tmp_path / 'out.parquet')!r}, zoo_folder={str(folder / 'zoo')!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     rows = tmp_path / "out.parquet.rows"
@@ -180,13 +180,13 @@ def test_a_failing_row_is_named_after_the_others_have_run(swept, tmp_path):
 )  # fmt: skip
 def test_a_bad_grid_is_refused_before_anything_runs(tmp_path, text, message):
     (tmp_path / "grid.yml").write_text(text)
-    with pytest.raises(experiments.GridError, match=message):
-        experiments.read_grid(tmp_path / "grid.yml")
+    with pytest.raises(grids.GridError, match=message):
+        grids.read_grid(tmp_path / "grid.yml")
 
 
 def test_committed_grids_can_be_read():
     for path in sorted((ROOT / "data" / "grids").glob("*.yml")):
-        tasks = experiments.read_grid(path)
+        tasks = grids.read_grid(path)
         assert len({t.key for t in tasks}) == len(tasks) > 0, path.name
 
 

@@ -97,7 +97,7 @@ class Attack(ABC):
     target: int
     sources: tuple[int, ...] | None = None  # None: every class but the target
     per_source: int | None = None  # stamped images per source class
-    rate: float | None = None  # stamped share of the whole training set, spread over the sources
+    rate: float | None = None  # stamped share of the whole training set, drawn from the sources in proportion
     cover: int = 0  # stamped images with true labels, per class that is neither source nor target
     remove_originals: bool = True  # the attacker owns the originals; the trainer never sees them
     seed: int = 0  # draws what the trigger leaves open (place, channel, colours)
@@ -162,7 +162,7 @@ class Attack(ABC):
         n_classes = int(labels.max()) + 1
         sources = self.source_classes(n_classes)
         stamped = torch.cat(
-            [self._draw(labels, s, c, generator, free) for s, c in self._counts(sources, len(labels))]
+            [self._draw(labels, s, c, generator, free) for s, c in self._counts(labels, sources, free)]
         )
         others = [k for k in range(n_classes) if k != self.target and k not in sources] if self.cover else []
         none = torch.empty(0, dtype=torch.long)
@@ -217,16 +217,24 @@ class Attack(ABC):
             )
         return i, j
 
-    def _counts(self, sources: tuple[int, ...], total: int) -> list[tuple[int, int]]:
+    def _counts(self, labels: Tensor, sources: tuple[int, ...], free: Tensor | None) -> list[tuple[int, int]]:
+        """How many images of each source class: a rate is spread in proportion to what the classes have, at
+        least one of each, by largest remainders.
+        """
         if self.per_source is not None:
             return [(s, self.per_source) for s in sources]
-        wanted = round((self.rate or 0) * total)
+        wanted = round((self.rate or 0) * len(labels))
         if wanted < len(sources):
             raise AttackError(
-                f"rate = {self.rate} of {total} images is {wanted}: at least one per source class is needed ({len(sources)})"
+                f"rate = {self.rate} of {len(labels)} images is {wanted}: at least one per source class is needed ({len(sources)})"
             )
-        share, extra = divmod(wanted, len(sources))
-        return [(s, share + (i < extra)) for i, s in enumerate(sources)]
+        usable = labels if free is None else labels[free]
+        have = torch.bincount(usable.cpu(), minlength=max(sources) + 1)[list(sources)].double()
+        exact = (wanted - len(sources)) * have / have.sum().clamp_min(1)
+        counts = exact.floor().long()
+        first = (counts - exact).argsort(stable=True)[: wanted - len(sources) - int(counts.sum())]
+        counts[first] += 1
+        return [(s, 1 + int(c)) for s, c in zip(sources, counts, strict=True)]
 
     def _draw(
         self, labels: Tensor, k: int, count: int, generator: torch.Generator, free: Tensor | None = None

@@ -1,12 +1,6 @@
 """Every page of the smoke book in a real browser, wide and narrow, light and dark."""
 
-import functools
-import http.server
-import os
 import re
-import shutil
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +13,6 @@ from lib.book import pages
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = pages(ROOT)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages are not looked at"),
-]
 each_page = pytest.mark.parametrize("page_name", PAGES)
 
 
@@ -37,44 +26,7 @@ class Look:
 
 
 @pytest.fixture(scope="session")
-def site(book) -> Iterator[str]:
-    """The built book behind a local server."""
-    if not (book.html / "index.html").is_file() or book.failures:
-        pytest.skip("the book was not built: " + "; ".join(book.failures))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(book.html))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    quiet = [
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
-    ]
-    quiet += ["--disable-component-update", "--disable-dev-shm-usage"]
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet + root)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
-def look(browser, site, book):
+def look(browser, site):
     """look(page_name, size): the page, loaded once per size and kept open for the tests that follow."""
     contexts = {
         name: browser.new_context(viewport={"width": w, "height": h}) for name, (w, h) in SIZES.items()
@@ -109,13 +61,6 @@ def look(browser, site, book):
     yield open_
     for context in contexts.values():
         context.close()
-
-
-def theme(page, name: str) -> None:
-    page.evaluate(
-        "t => { document.documentElement.dataset.theme = t; document.documentElement.dataset.mode = t }", name
-    )
-    page.wait_for_timeout(350)  # the theme fades its colours over
 
 
 RAW_MARKUP = re.compile(
@@ -171,7 +116,7 @@ def test_fits_its_window(look, page_name, size):
 
 @each_page
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_text_stands_out_and_is_kept_as_a_picture(look, page_name, colours):
+def test_text_stands_out_and_is_kept_as_a_picture(look, theme, page_name, colours):
     folder = ROOT / "_build" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     for size in SIZES:

@@ -21,8 +21,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-from test_pages import CHROMIUM, browser, site, theme  # noqa: F401
-
 from lib import anomaly, chapters, widgets
 from lib.detectors.weights import closed_form
 
@@ -30,10 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "_build" / "screenshots"
 CHAPTER = "notebooks/15_explore"
 PATIENCE = 90_000  # milliseconds: a page of widgets loads four megabytes of script, and runners are slow
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: widgets are not driven"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,7 @@ def glued(book) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def page(browser, site) -> Iterator[Any]:  # noqa: F811
+def page(browser, site) -> Iterator[Any]:
     """The chapter of the explorers, loaded once; no kernel anywhere."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE)
@@ -311,7 +305,7 @@ def test_pictures_and_controls_have_names(page):
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_lines_stand_out_from_the_paper(page, colours):
+def test_lines_stand_out_from_the_paper(page, theme, colours):
     """3:1 for graphics, as WCAG asks."""
     theme(page, colours)
     ratios = page.evaluate(
@@ -328,7 +322,7 @@ def test_lines_stand_out_from_the_paper(page, colours):
     assert all(r >= 3 for r in ratios.values()), ratios
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser, site):  # noqa: F811
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser, site):
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
     tab = context.new_page()
     tab.goto(f"{site}{CHAPTER}.html")
@@ -343,7 +337,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, site):  # noqa: F8
     assert not wide
 
 
-def test_with_reduced_motion_nothing_moves_by_itself(browser, site):  # noqa: F811
+def test_with_reduced_motion_nothing_moves_by_itself(browser, site):
     context = browser.new_context(reduced_motion="reduce")
     tab = context.new_page()
     tab.goto(f"{site}{CHAPTER}.html")
@@ -352,7 +346,7 @@ def test_with_reduced_motion_nothing_moves_by_itself(browser, site):  # noqa: F8
     context.close()
 
 
-def test_without_javascript_a_figure_before_each_explorer_tells_the_story(browser, site):  # noqa: F811
+def test_without_javascript_a_figure_before_each_explorer_tells_the_story(browser, site):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(f"{site}{CHAPTER}.html")
@@ -460,7 +454,7 @@ def lab(tmp_path) -> Iterator[str]:
         server.wait(30)
 
 
-def test_live_a_schedule_of_ones_own_runs_and_the_second_run_cancels_the_first(browser, lab):  # noqa: F811
+def test_live_a_schedule_of_ones_own_runs_and_the_second_run_cancels_the_first(browser, lab):
     pytest.importorskip("jupyterlab")
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(PATIENCE)
