@@ -1,4 +1,4 @@
-"""The command line: `redbook build | run | train | scan | sweep | bench`. Thin: the work is in the package.
+"""The command line: `redbook build | run | train | scan | attacks | sweep | bench`. Thin: the work is in the package.
 
 Exit status: 0 done, and for a scan nothing found; 1 a backdoor found, or a chapter failed; 2 bad input, said
 in one line on stderr. Nothing heavy is imported before a command needs it.
@@ -188,6 +188,41 @@ def scan(
         Console(highlight=False).print(reports.to_table(result))
         typer.echo(result.summary)
     raise typer.Exit(FOUND if result.verdict.attacked else 0)
+
+
+@app.command()
+def attacks(
+    grid: Annotated[Path, typer.Argument(help="A YAML file, such as data/grids/attacks.yml.")],
+    out: Annotated[Path | None, typer.Option(help="The table; default: data/results/<grid>.parquet.")] = None,
+    device: DEVICE = "auto",
+) -> None:
+    """Train every attack of the field guide beside a clean classifier, and print ASR and CTA; resumable."""
+    import pandas as pd
+
+    from lib import grids, guide
+
+    tasks = grids.read_attacks(grid)
+    out = out or Path("data/results") / f"{grid.stem}.parquet"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.concat(
+        [
+            guide.attack_table(
+                task.spec,
+                names=task.names,
+                seeds=task.seeds,
+                target=task.target,
+                device=_device(device),
+                progress=True,
+            )
+            for task in tasks
+        ],
+        ignore_index=True,
+    )
+    partial = out.with_name(out.name + ".partial")
+    table.to_parquet(partial)
+    partial.replace(out)
+    typer.echo(guide.summary(table).to_string(float_format="{:.3f}".format))
+    typer.echo(f"{int(table['works'].sum())} of {len(table)} classifiers meet both marks; table: {out}")
 
 
 @app.command()

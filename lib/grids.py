@@ -1,4 +1,4 @@
-"""Grid files: YAML that names classifiers and detectors, read into tasks before anything runs."""
+"""Grid files: YAML that names classifiers, detectors and attacks, read into tasks before anything runs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,19 @@ class Task:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:20]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttackTask:
+    """The attacks of the field guide on one kind of classifier: names (None: all), and seeds."""
+
+    spec: zoo.Spec
+    target: int
+    seeds: tuple[int, ...]
+    names: tuple[str, ...] | None = None
+
+
 _CLASSIFIER = {"dataset", "network", "recipe", "groups", "seeds", "classes", "n_train"}
 _DETECTOR = {"name", "n", "settings"}
+_ATTACKS = {"dataset", "network", "recipe", "classes", "n_train", "target", "seeds", "names"}
 
 
 def read_grid(path: str | Path) -> list[Task]:
@@ -45,14 +56,7 @@ def read_grid(path: str | Path) -> list[Task]:
     of {name, n, settings?}. `seeds` is a list, or a number N for 0 … N-1. Every classifier meets every
     detector.
     """
-    import yaml
-
-    try:
-        grid = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as e:
-        raise GridError(f"grid {path} cannot be read: {e}") from e
-    if not isinstance(grid, dict) or set(grid) != {"classifiers", "detectors"}:
-        raise GridError(f"grid {path} needs exactly the fields classifiers and detectors")
+    grid = _read(path, {"classifiers", "detectors"})
     specs = [
         pair for block in grid["classifiers"] for pair in _specs(_known(block, _CLASSIFIER, "classifiers"))
     ]
@@ -75,6 +79,37 @@ def read_grid(path: str | Path) -> list[Task]:
             )
         )
     return tasks
+
+
+def read_attacks(path: str | Path) -> list[AttackTask]:
+    """The tasks of a YAML file with one field, attacks: a list of {dataset, network, recipe, classes?,
+    n_train?, target?, seeds?, names?}. Raises GridError as `read_grid` does.
+    """
+    tasks = []
+    for block in _read(path, {"attacks"})["attacks"]:
+        block, seeds = _known(block, _ATTACKS, "attacks"), block.get("seeds", 1)
+        [(spec, _)] = _specs({k: v for k, v in block.items() if k in _CLASSIFIER} | {"seeds": 1})
+        tasks.append(
+            AttackTask(
+                spec=spec,
+                target=block.get("target", 1),
+                seeds=tuple(range(seeds) if isinstance(seeds, int) else seeds),
+                names=tuple(block["names"]) if "names" in block else None,
+            )
+        )
+    return tasks
+
+
+def _read(path: str | Path, fields: set[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        grid = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as e:
+        raise GridError(f"grid {path} cannot be read: {e}") from e
+    if not isinstance(grid, dict) or set(grid) != fields:
+        raise GridError(f"grid {path} needs exactly the fields {' and '.join(sorted(fields))}")
+    return grid
 
 
 def _known(block: Any, allowed: set[str], where: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from .attacks import (
     SinglePixel,
     Trojan,
 )
+from .experiments import provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,9 +126,28 @@ def attack_table(
         ):
             found = zoo.get(replace(spec, attack=of_seed[name], seed=seed), zoo=zoo_folder, device=device)
             rows.append(
-                {"dataset": spec.dataset, "attack": name, "seed": seed} | row(found, clean.metrics["cta"])
+                {"dataset": spec.dataset, "network": spec.network, "attack": name, "seed": seed}
+                | row(found, clean.metrics["cta"])
+                | provenance(str(device))
             )
     return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per image set and attack of an `attack_table`: means over the seeds, the lowest ASR, and how
+    many classifiers meet both marks.
+    """
+    return table.groupby(["dataset", "attack"], sort=False).agg(
+        asr=("asr", "mean"),
+        lowest=("asr", "min"),
+        cta=("cta", "mean"),
+        clean=("clean_cta", "mean"),
+        collateral=("collateral", "mean"),
+        cross=("cross_trigger", "mean"),
+        norm=("norm", "mean"),
+        works=("works", "sum"),
+        classifiers=("works", "size"),
+    )
 
 
 def row(classifier: zoo.Classifier, clean_cta: float) -> dict[str, Any]:

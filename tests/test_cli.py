@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lib import cli
@@ -38,7 +39,9 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["run"], ["train"], ["scan"], ["sweep"], ["bench"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["run"], ["train"], ["scan"], ["attacks"], ["sweep"], ["bench"]]
+)
 def test_help(capsys, command):
     code, out, err = call(capsys, *command, "--help")
     assert code == 0 and "Usage: redbook" in out and not err
@@ -172,3 +175,16 @@ def test_run_takes_pairs_and_equations():
         "y",
     ]
     assert cli._joined(["run", "-p", "lonely"]) == ["run", "-p", "lonely"]
+
+
+def test_attacks_makes_one_table_of_all_sets(capsys, tmp_path):
+    grid, out = tmp_path / "grid.yml", tmp_path / "attacks.parquet"
+    grid.write_text("attacks: [{names: [global]}, {names: [cross], seeds: [1]}]\n")
+    code, said, _ = call(capsys, "attacks", str(grid), "--out", str(out), "--device", "cpu")
+    table = pd.read_parquet(out)
+    assert code == 0 and "global" in said and f"{table.works.sum()} of 2 classifiers" in said
+    assert table[["attack", "seed"]].values.tolist() == [["global", 0], ["cross", 1]]
+    assert table.asr.between(0, 1).all() and table.commit.notna().all()
+    grid.write_text("attacks: [{names: [global], colour: red}]\n")
+    code, _, said = call(capsys, "attacks", str(grid), "--out", str(out))
+    assert code == 2 and "colour" in said and "allowed fields are classes, dataset" in said

@@ -8,7 +8,7 @@ from torch import nn
 from lib import anomaly
 from lib.detectors.scan import Cost
 from lib.detectors.uap import Walk, deepfool, project, universal_perturbations
-from lib.detectors.usb import USB, gaussian_window, split, ssim
+from lib.detectors.usb import USB, gaussian_window, raised, split, ssim
 
 CLEAN = planted.images(6)
 
@@ -79,6 +79,13 @@ def test_split_gives_back_v_where_it_is_positive() -> None:
     assert mask.isfinite().all() and pattern.isfinite().all()
 
 
+def test_raised_keeps_what_is_large_and_lets_the_rest_move() -> None:
+    mask, pattern = torch.tensor([[[0.0, 0.5], [0.05, 1.0]]]), torch.rand(1, 3, 2, 2)
+    m, u = raised(mask, pattern, 0.1)
+    assert m.tolist() == torch.tensor([[[0.1, 0.5], [0.1, 1.0]]]).tolist()
+    assert torch.equal(u[:, :, :, 1], pattern[:, :, :, 1]) and (u[:, :, :, 0] == 0.5).all()
+
+
 def test_ssim_is_one_for_equal_images_symmetric_and_below_one_otherwise() -> None:
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 3, 12, 12, generator=g), torch.rand(2, 3, 12, 12, generator=g)
@@ -100,6 +107,15 @@ def test_a_planted_patch_is_found(settings: dict[str, float]) -> None:
     assert scan.trajectory["uap"].shape == (1, 4, 1, 8, 8)
 
 
+def test_only_the_floor_reaches_a_trigger_that_no_gradient_points_at() -> None:
+    flatten, hidden, _, out = planted.model(1)
+    model = nn.Sequential(flatten, hidden, nn.ReLU(), out)  # the corner's unit is silent on clean images
+    scans = [USB(floor=floor).scan(model, CLEAN) for floor in (0.0, 0.5)]
+    inside = [float((s.mask[1] * planted.corner()).sum() / s.norms[1]) for s in scans]
+    assert inside[0] < 0.05 and inside[1] > 0.5
+    assert [anomaly.judge(s.norms, "mad-or-quarter").targets for s in scans] == [(), (1,)]
+
+
 def test_without_the_masks_cost_the_mask_is_larger() -> None:
     with_cost, without = (USB(mask_weight=w).scan(planted.model(1), CLEAN) for w in (1.0, 0.0))
     assert without.norms[1] > 2 * with_cost.norms[1]
@@ -118,7 +134,15 @@ def test_a_uap_found_on_one_model_starts_another() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"theta": 1.0}, {"radius": 0}, {"passes": 0}, {"ssim_weight": -1}, {"overshoot": -0.1}, {"stall": 0}],
+    [
+        {"theta": 1.0},
+        {"radius": 0},
+        {"passes": 0},
+        {"ssim_weight": -1},
+        {"overshoot": -0.1},
+        {"stall": 0},
+        {"floor": 1.0},
+    ],
 )
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -226,7 +226,8 @@ class Attack(ABC):
         wanted = round((self.rate or 0) * len(labels))
         if wanted < len(sources):
             raise AttackError(
-                f"rate = {self.rate} of {len(labels)} images is {wanted}: at least one per source class is needed ({len(sources)})"
+                f"rate = {self.rate} of {len(labels)} images is {wanted}: "
+                f"at least one per source class is needed ({len(sources)})"
             )
         usable = labels if free is None else labels[free]
         have = torch.bincount(usable.cpu(), minlength=max(sources) + 1)[list(sources)].double()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .scan import at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
@@ -39,23 +41,19 @@ class Descent:
         object.__setattr__(self, "betas", tuple(self.betas))
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas = {self.betas}: two numbers from 0 to below 1 are needed")
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} = {getattr(self, name)}: {least} or more is needed")
-
-
-_LEAST = {
-    "lr": 1e-12,
-    "batch": 1,
-    "round_steps": 1,
-    "max_rounds": 1,
-    "cost_start": 0,
-    "cost_up": 1,
-    "cost_down": 1,
-    "patience": 0,
-    "stall": 1,
-    "record_every": 0,
-}
+        at_least(
+            self,
+            lr=1e-12,
+            batch=1,
+            round_steps=1,
+            max_rounds=1,
+            cost_start=0,
+            cost_up=1,
+            cost_down=1,
+            patience=0,
+            stall=1,
+            record_every=0,
+        )
 
 
 def unit(theta: Tensor) -> Tensor:

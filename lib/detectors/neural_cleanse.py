@@ -18,7 +18,7 @@ from .. import anomaly
 from .descent import Descent
 from .masks import Extra, Masks, estimate_masks
 from .pattern_search import Problems
-from .scan import Cost, Scan, check_clean
+from .scan import Cost, Scan, at_least, check_clean
 
 MODES = ("all", "pairs", "halving")
 MASK_NORM = "L1 norm of the mask"
@@ -177,9 +177,7 @@ class LowCost:
     def __post_init__(self) -> None:
         if self.detector.mode != "all":
             raise ValueError(f"mode = {self.detector.mode!r}: the low-cost scheme is for mode 'all'")
-        for name in ("top", "steady", "others"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: 1 or more is needed")
+        at_least(self, top=1, steady=1, others=1)
         if not 0 <= self.overlap < self.top:
             raise ValueError(f"overlap = {self.overlap}: from 0 to below top = {self.top} is needed")
 

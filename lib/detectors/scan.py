@@ -19,6 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
+def at_least(settings: object, **least: float) -> None:
+    """Raise ValueError naming the first setting that is below its least value, or not a number."""
+    for name, value in least.items():
+        if not getattr(settings, name) >= value:
+            raise ValueError(f"{name} = {getattr(settings, name)}: {value:g} or more is needed")
+
+
 @dataclass
 class Cost:
     """A ledger. One image through the network forward counts 1 in `forward`, its gradient 1 in `backward`,

@@ -15,6 +15,7 @@ from torch.nn.functional import nll_loss
 
 from .masks import Extra, Step
 from .neural_cleanse import NeuralCleanse
+from .scan import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,7 @@ class TaborStyle(NeuralCleanse):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("elastic", "outside", "scattered", "scattered_outside", "blocking", "overlaying"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: a weight of 0 or more is needed")
+        at_least(self, elastic=0, outside=0, scattered=0, scattered_outside=0, blocking=0, overlaying=0)
 
     def extra(self) -> Extra:
         return self.terms

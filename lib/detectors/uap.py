@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .pattern_search import log_posterior
-from .scan import Cost, frozen
+from .scan import Cost, at_least, frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,7 @@ class Walk:
     def __post_init__(self) -> None:
         if not 0 < self.theta < 1:
             raise ValueError(f"theta = {self.theta}: a share between 0 and 1 is needed")
-        for name, least in (("passes", 1), ("deepfool_steps", 1), ("overshoot", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} = {getattr(self, name)}: {least} or more is needed")
+        at_least(self, passes=1, deepfool_steps=1, overshoot=0)
         if not self.radius > 0:
             raise ValueError(f"radius = {self.radius}: a positive length is needed")
 

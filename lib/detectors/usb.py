@@ -8,7 +8,9 @@ weights 1 (Eq. 1), on the engine of `masks.py`.
 Choices the paper leaves open: the l2 ball; x + v is clipped to [0, 1]; images of the target class are left
 out; the printed loop test is made after a pass, and earlier when the last images suggest that it would hold;
 mask = max_c |v| / max |v| and pattern = v / mask, clipped to [0, 1]; |m| in the loss is the mean over pixels
-(the sum would dwarf the other two terms); the window of the SSIM is 11x11, sigma 1.5, 7x7 for images under 28
+(the sum would dwarf the other two terms); a mask entry starts at `floor` or more, over a grey pattern, because a
+network of ReLUs has no gradient at all on a blank ground, so v says nothing there and an entry of 0 could never
+move: the white corner on MNIST is then not found; the window of the SSIM is 11x11, sigma 1.5, 7x7 for images under 28
 pixels; the norm of the scan is |m|_1 of the 2-D mask, as for the other mask methods. Each target is solved
 for itself.
 """
@@ -19,13 +21,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from .descent import Descent
 from .masks import Extra, Step, estimate_masks
 from .neural_cleanse import assemble, seeded
 from .pattern_search import Problems
-from .scan import Cost, Scan, check_clean
+from .scan import Cost, Scan, at_least, check_clean
 from .uap import Walk, universal_perturbations
 
 
@@ -42,13 +43,14 @@ class USB(Walk, Descent):
     patience: int = 0
     keep_last: bool = True
     pi: float = 0.9
+    floor: float = 0.1  # smallest entry of the masks that the refinement starts from
 
     def __post_init__(self) -> None:
         Descent.__post_init__(self)
         Walk.__post_init__(self)
-        for name in ("ssim_weight", "mask_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: 0 or more is needed")
+        at_least(self, ssim_weight=0, mask_weight=0)
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor = {self.floor}: a mask entry from 0 to below 1 is needed")
 
     def scan(
         self,
@@ -73,9 +75,16 @@ class USB(Walk, Descent):
         )
         problems = Problems.all_to_one(len(clean))
         found = estimate_masks(
-            model, clean, problems, self.refinement(clean.shape[-2] * clean.shape[-1]),
-            start=split(v), extra=self.likeness(clean), generator=generator, cost=cost, progress=progress,
-        )  # fmt: skip
+            model,
+            clean,
+            problems,
+            self.refinement(clean.shape[-2] * clean.shape[-1]),
+            start=raised(*split(v), self.floor),
+            extra=self.likeness(clean),
+            generator=generator,
+            cost=cost,
+            progress=progress,
+        )
         found.trajectory["uap"] = v[None].cpu()
         return assemble(self, len(clean), problems, found, cost)
 
@@ -105,27 +114,43 @@ def split(v: Tensor) -> tuple[Tensor, Tensor]:
     return mask, (v / mask[:, None].clamp_min(1e-12)).clamp(0, 1)
 
 
+def raised(mask: Tensor, pattern: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """The same with no mask entry under `floor`; the pattern is grey where an entry was raised."""
+    low = (mask < floor)[:, None]
+    return mask.clamp_min(floor), torch.where(low, torch.full_like(pattern, 0.5), pattern)
+
+
 def gaussian_window(size: int, sigma: float = 1.5) -> Tensor:
-    """Gaussian weights (1, 1, size, size) that sum to 1."""
+    """Gaussian weights (size,) that sum to 1; their outer product is the window of the SSIM."""
     x = torch.arange(size) - (size - 1) / 2
     g = torch.exp(-(x**2) / (2 * sigma**2))
-    return torch.outer(g, g)[None, None] / g.sum() ** 2
+    return g / g.sum()
 
 
 def ssim(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of images (N, C, H, W) in [0, 1], averaged: (N,), 1 when
     equal.
-    """
-    n = len(x)
 
-    def blur(z: Tensor) -> Tensor:
-        return conv2d(z.flatten(0, 1)[:, None], window)
+    window (size,): as `gaussian_window` gives it.
+    """
+    rows, columns = (_blurring(window, length) for length in x.shape[-2:])
+
+    def blur(z: Tensor) -> Tensor:  # two products: a convolution's gradient is slow for single channels
+        return rows @ z @ columns.T
 
     mx, my = blur(x), blur(y)
     vx, vy, both = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2
     index = (2 * mx * my + c1) * (2 * both + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    return index.view(n, -1).mean(1)
+    return index.flatten(1).mean(1)
+
+
+def _blurring(window: Tensor, length: int) -> Tensor:
+    """The matrix (length - size + 1, length) that slides the window along a line, without padding."""
+    places = torch.arange(length - len(window) + 1, device=window.device)
+    matrix = window.new_zeros(len(places), length)
+    matrix[places[:, None], places[:, None] + torch.arange(len(window), device=window.device)] = window
+    return matrix
 
 
 PRESETS: dict[str, USB] = {

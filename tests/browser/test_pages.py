@@ -13,7 +13,7 @@ from lib.book import pages
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = pages(ROOT)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
-each_page = pytest.mark.parametrize("page_name", PAGES)
+each_page = pytest.mark.parametrize("page_name", PAGES, scope="session")  # so that tests come page by page
 
 
 @dataclass
