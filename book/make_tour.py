@@ -44,7 +44,8 @@ def frames(page: Any, site: str) -> Iterator[tuple[bytes, float]]:
         page.wait_for_timeout(200)
         return group
 
-    page.goto(f"{site}/index.html", wait_until="load")
+    page.goto(f"{site}/book/intro.html", wait_until="networkidle")
+    page.wait_for_timeout(1000)  # until the theme has settled on its colours
     yield shot(4)
     page.goto(f"{site}/{CHAPTER}", wait_until="load")
     page.locator(".rb").nth(3).wait_for(timeout=180_000)

@@ -44,8 +44,7 @@ def centred(losses: Tensor, baseline: bool) -> Tensor:
 
 def mask_gradient(losses: Tensor, masks: Tensor, mean: Tensor, *, baseline: bool = True) -> Tensor:
     """Eq. (5) in theta_m: losses (B, k), masks (B, k, H, W) from Bern(mean), mean (B, H, W) -> (B, H, W)."""
-    # Centred losses sum to 0, so any centre of the masks gives the same sum; about their own mean a pixel
-    # that
+    # Centred losses sum to 0, so any centre of the masks gives the same sum; about their own mean a pixel that
     # no sample tells apart has a gradient of exactly 0, where rounding would leave a sign for Adam to follow.
     around = masks.mean(1, keepdim=True) if baseline else mean[:, None]
     return 2 * torch.einsum("bk,bkhw->bhw", centred(losses, baseline), masks - around) / losses.shape[1]

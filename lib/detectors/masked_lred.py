@@ -9,16 +9,12 @@ problem (Eq. 14), one-hot weights the pairwise one (Eq. 15). The paper gives nei
 experiment, so the algorithm is ours. It works in two passes with the engine of `masks.py`:
 
 1. Find the weights. From Neural Cleanse's random start, mask and pattern descend under the weighted loss;
-after
-   every round w follows Eqs. (7)-(8) with T = -log min(Q, pi), so that T stays above -log pi once pi is
-   passed,
-   and w is uniform again where Q = 0. A dense mask moves every class; as it shrinks, the classes that it
-   loses
-   lose their weight, and those that the trigger carries keep it.
+   after every round w follows Eqs. (7)-(8) with T = -log min(Q, pi), so that T stays above -log pi once pi
+   is passed, and w is uniform again where Q = 0. A dense mask moves every class; as it shrinks, the classes
+   that it loses lose their weight, and those that the trigger carries keep it.
 2. Find the mask. With the weights of pass 1 held, the problem is solved afresh from the same start: the mask
-that
-   has found the sources got there by way of the other classes' features, and Adam does not lead it to the
-   trigger.
+   that has found the sources got there by way of the other classes' features, and Adam does not lead it to
+   the trigger.
 
 With the schedule "uniform" pass 2 is Neural Cleanse exactly. A start from an empty mask, L-RED's own path,
 was tried and dropped: every class then moves at once, or the easiest to confuse with t moves first.
