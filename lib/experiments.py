@@ -123,8 +123,8 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every task that `out` does not hold yet; returns (and writes to `out`) the whole table.
 
-    Rows land one by one in `<out>.rows/`, so an interrupted sweep resumes. A task that fails is named at
-    the end in a RuntimeError, after all others have run.
+    Rows land one by one in `<out>.rows/`, so an interrupted sweep resumes, and two sweeps may share a table.
+    A task that fails is named at the end in a RuntimeError, after all others have run.
     """
     import pandas as pd
 
@@ -146,7 +146,7 @@ def sweep(
                 failed.append(
                     f"{task.detector} on {task.spec.dataset} {task.group} seed {task.spec.seed}: {error}"
                 )
-    table = _compact(kept, rows, out)
+    table = _compact(rows, out)
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(tasks)} rows failed, the others are in {out}:\n" + "\n".join(failed)
@@ -189,29 +189,32 @@ def _single_thread() -> None:
 def _one(task: Task, rows: Path, device: str, zoo_folder: str | Path | None) -> None:
     import pandas as pd
 
+    if (rows / f"{task.key}.parquet").exists():  # another process has been here since this one began
+        return
     row = pd.DataFrame([run(task, device=device, zoo_folder=zoo_folder)])
     partial = rows / f"{task.key}.{os.getpid()}.partial"
     row.to_parquet(partial)
     os.replace(partial, rows / f"{task.key}.parquet")
 
 
-def _compact(kept: pd.DataFrame, rows: Path, out: Path) -> pd.DataFrame:
-    """Merge the single rows into one file, then drop them."""
+def _compact(rows: Path, out: Path) -> pd.DataFrame:
+    """Merge the single rows into the table as it is now, then drop them; one process at a time."""
     import pandas as pd
 
-    files = sorted(rows.glob("*.parquet"))
-    parts = [pd.read_parquet(p) for p in files]
-    parts = ([kept] if len(kept) else []) + parts
-    if not files:
-        return kept
-    table = (
-        pd.concat(parts, ignore_index=True)
-        .drop_duplicates("key")
-        .sort_values(["dataset", "group", "seed", "detector", "n", "key"])
-    )
-    partial = out.with_name(out.name + ".partial")
-    table.reset_index(drop=True).to_parquet(partial)
-    os.replace(partial, out)
-    for p in files:
-        p.unlink()
-    return table.reset_index(drop=True)
+    with zoo.alone(rows / "lock"):
+        files = sorted(rows.glob("*.parquet"))
+        parts = [pd.read_parquet(p) for p in ([out] if out.exists() else []) + files]
+        if not parts:
+            return pd.DataFrame({"key": []})
+        table = (
+            pd.concat(parts, ignore_index=True)
+            .drop_duplicates("key")
+            .sort_values(["dataset", "group", "seed", "detector", "n", "key"], ignore_index=True)
+        )
+        if files:
+            partial = out.with_name(out.name + ".partial")
+            table.to_parquet(partial)
+            os.replace(partial, out)
+        for p in files:
+            p.unlink()
+    return table

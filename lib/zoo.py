@@ -125,7 +125,7 @@ def get(
     dataset = spec.load_data()
     home = folder(zoo)
     path = home / key(spec, dataset)
-    with _lock(home / "locks" / path.name):
+    with alone(home / "locks" / path.name):
         loaded = _read(path, spec, dataset)
         if loaded is None:
             loaded = _train(spec, dataset, path, device, progress)
@@ -135,7 +135,8 @@ def get(
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`: one process at a time is inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -19,10 +19,16 @@ class Built:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker builds the book, first of all; the others go on meanwhile, and look at its pages at the end."""
+    turn = {}
     for item in items:
+        turn[item] = 1
         if "book" in getattr(item, "fixturenames", ()):
+            pages = item.path.name == "test_pages.py"
+            turn[item] = 2 if pages else 0
             item.add_marker("book")
-            item.add_marker(pytest.mark.xdist_group("book"))  # one worker builds; the others go on
+            item.add_marker(pytest.mark.xdist_group("pages" if pages else "book"))
+    items.sort(key=turn.__getitem__)
 
 
 @pytest.fixture(scope="session")

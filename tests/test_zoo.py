@@ -145,6 +145,22 @@ def test_a_killed_sweep_goes_on_where_it_was(swept, tmp_path):
     assert not list(rows.glob("*.parquet"))
 
 
+def test_two_sweeps_may_share_a_table(swept, tmp_path, monkeypatch):
+    """While the first computes its first row, a second begins and ends; neither loses what the other found."""
+    _, tasks, table = swept
+    out, rows, calls = tmp_path / "out.parquet", table.set_index("key"), []
+
+    def fake(task, **_):
+        calls.append(task.key)
+        if len(calls) == 1:
+            experiments.sweep(tasks[1:3], out, progress=False)
+        return {"key": task.key} | rows.loc[task.key].to_dict()
+
+    monkeypatch.setattr(experiments, "run", fake)
+    both = experiments.sweep(tasks, out, progress=False)
+    assert sorted(both["key"]) == sorted(table["key"]) and len(calls) == len(set(calls)) + 2
+
+
 def test_two_workers_give_the_same_table(swept, tmp_path):
     folder, tasks, table = swept
     both = experiments.sweep(
