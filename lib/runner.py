@@ -18,6 +18,7 @@ from lib import chapters
 from lib.chapters import BookError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREADS_AT_REST = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads bring a busy machine to a halt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ class Runner:
                 stderr=stderr,
                 text=True,
                 cwd=Path(__file__).resolve().parents[1],
-                env={**os.environ, **{name: os.environ.get(name, share) for name in THREADS}},
+                env={**THREADS_AT_REST, **dict.fromkeys(THREADS, share), **os.environ},
                 start_new_session=True,  # Ctrl-C reaches it through us only
             )
 
