@@ -19,13 +19,13 @@ class Built:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker builds the book, first of all; the others go on meanwhile, and look at its pages at the end."""
+    """One worker builds the book, first of all; the others begin with what trains long, and end with pages."""
     turn = {}
     for item in items:
-        turn[item] = 1
+        turn[item] = 0 if item.get_closest_marker("data") else 1
         if "book" in getattr(item, "fixturenames", ()):
             pages = item.path.name == "test_pages.py"
-            turn[item] = 2 if pages else 0
+            turn[item] = 2 if pages else -1
             item.add_marker("book")
             item.add_marker(pytest.mark.xdist_group("pages" if pages else "book"))
     items.sort(key=turn.__getitem__)
