@@ -48,7 +48,7 @@ book: $(READY)  ## run every chapter and build _build/html/index.html
 	@$(BIN)/python -m lib.cli build $(BUILD_FLAGS)
 
 test: $(READY)  ## the whole test-suite (builds the smoke book once)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} MPLBACKEND=agg $(BIN)/python -m pytest $(TEST_FLAGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TEST_FLAGS)
 
 serve: $(READY)  ## serve the built book on localhost
 	@test -f _build/html/index.html || { echo 'No book yet: run `make book` first.' >&2; exit 2; }

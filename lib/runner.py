@@ -174,7 +174,12 @@ class Runner:
                 stderr=stderr,
                 text=True,
                 cwd=Path(__file__).resolve().parents[1],
-                env={**THREADS_AT_REST, **dict.fromkeys(THREADS, share), **os.environ},
+                # MPLBACKEND: the kernel's own backend shows figures in the notebook, another would not
+                env={
+                    **THREADS_AT_REST,
+                    **dict.fromkeys(THREADS, share),
+                    **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
+                },
                 start_new_session=True,  # Ctrl-C reaches it through us only
             )
 

@@ -350,7 +350,7 @@ def test_without_javascript_a_figure_before_each_explorer_tells_the_story(browse
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(f"{site}{CHAPTER}.html")
-    figures = tab.locator("article .cell_output img")  # in a figure, or plain
+    figures = tab.locator("article figure img")
     figures.nth(6).wait_for(state="attached")
     for image in figures.all():
         assert len(image.get_attribute("alt") or "") > 20
