@@ -1,5 +1,5 @@
-"""From per-class statistics to a verdict: Gamma order-statistic p-value, the same calibrated, MAD index,
-MAD or quarter.
+"""From per-class statistics to a verdict:
+Gamma order-statistic p-value, the same calibrated, MAD index, MAD or quarter.
 
 Estimation and decision are separate rooms: any detector's statistics can meet any rule here. Every verdict
 carries the rule's false-positive rate under the rule's own null for this number of classes, found by
@@ -95,8 +95,8 @@ def log_survival(x: Array | float, shape: Array | float) -> Array:
 def fit_gamma(x: Array) -> tuple[Array, Array]:
     """Maximum-likelihood Gamma fit with location 0 along the last axis: x (..., n) -> shape, scale (...).
 
-    Newton steps on log a - digamma(a) = log(mean) - mean(log). Equal values have no finite fit: the shape
-    is capped at 1e12.
+    Newton steps on log a - digamma(a) = log(mean) - mean(log). Equal values have no finite fit:
+    the shape is capped at 1e12.
     """
     mean = x.mean(-1)
     s = np.maximum(np.log(mean) - np.log(x).mean(-1), 1e-13)
@@ -127,8 +127,8 @@ def log_order_p(log_s: Array, k: int) -> Array:
 
 
 def gamma(statistics: Tensor | Array, *, level: float = 0.05) -> Verdict:
-    """Gamma order-statistic test ([LR] 3.2) on r_t = 1 / ||v_t||, (K,), K >= 3. Flags at most the class of
-    the largest.
+    """Gamma order-statistic test ([LR] 3.2) on r_t = 1 / ||v_t||, (K,), K >= 3.
+    Flags at most the class of the largest.
     """
     r = _checked(statistics, 3, "statistics")
     log_p, suspect = float(log_p_values(r)), int(r.argmax())
@@ -195,8 +195,8 @@ def anomaly_index(norms: Array) -> Array:
 
 
 def mad(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
-    """Median-absolute-deviation rule of Neural Cleanse on norms (K,): flags every small norm with index >
-    threshold.
+    """Median-absolute-deviation rule of Neural Cleanse on norms (K,):
+    flags every small norm with index > threshold.
     """
     a = _checked(norms, 2, "norms")
     flags = (anomaly_index(a) > threshold) & (a < np.median(a))
@@ -270,8 +270,8 @@ RULES: dict[str, Callable[..., Verdict]] = {
 
 
 def judge(norms: Tensor, rule: str, *, pair_norms: Tensor | None = None, level: float = 0.05) -> Verdict:
-    """Any rule on a scan's norms (K,). With pair_norms, `gamma` is P-RED's test. Raises AnomalyError for an
-    unknown rule.
+    """Any rule on a scan's norms (K,). With pair_norms, `gamma` is P-RED's test.
+    Raises AnomalyError for an unknown rule.
     """
     if rule not in RULES:
         raise AnomalyError(f"no rule {rule!r}: allowed are {', '.join(RULES)}")

@@ -1,7 +1,7 @@
 """Point a detector at a classifier: an entry of the zoo, or a safetensors file of one's own.
 
-Nothing of a model file is ever run: weights are read as tensors, into an architecture of this package that
-the user names.
+Nothing of a model file is ever run: weights are read as tensors,
+into an architecture of this package that the user names.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Suspect:
 
 
 def suspect(entry: str, *, network: str | None = None, dataset: str | None = None) -> Suspect:
-    """The classifier that `entry` names: a zoo entry (its key, a unique beginning of it, or its folder), or a
-    safetensors file.
+    """The classifier that `entry` names: a zoo entry (its key, a unique beginning of it, or its folder),
+    or a safetensors file.
 
-    network, dataset: for a file, both are needed. Raises AuditError, or ValueError of the zoo when an entry
-    is damaged.
+    network, dataset: for a file, both are needed.
+    Raises AuditError, or ValueError of the zoo when an entry is damaged.
     """
     path = Path(entry)
     if path.is_file():
@@ -105,8 +105,8 @@ def _from_file(path: Path, network: str | None, dataset: str | None) -> Suspect:
 
 
 def detector(name: str, settings: Mapping[str, str] | None = None) -> tuple[str, detectors.Detector]:
-    """Registered name and detector; `name` may leave out dashes. Settings are text, read as the type of their
-    default.
+    """Registered name and detector; `name` may leave out dashes.
+    Settings are text, read as the type of their default.
     """
     names = {re.sub(r"[^a-z0-9]", "", known): known for known in detectors.DETECTORS}
     known = names.get(re.sub(r"[^a-z0-9]", "", name.lower()))
@@ -152,8 +152,8 @@ def scan(
     settings: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Scan with n clean, correctly classified test images per class, and judge by one rule; the others'
-    verdicts come along.
+    """Scan with n clean, correctly classified test images per class, and judge by one rule;
+    the others' verdicts come along.
 
     Raises AuditError for bad input before the scan begins.
     """
@@ -190,8 +190,8 @@ def scan(
 
 
 def throughput(network: str, dataset: str, *, n: int, seconds: float, device: str) -> tuple[float, int]:
-    """Image-gradients per second of a K-class all-to-one step on a fresh network, and images per step, K (K -
-    1) n.
+    """Image-gradients per second of a K-class all-to-one step on a fresh network,
+    and images per step, K (K - 1) n.
     """
     images = data.to(data.load(dataset), device)
     k = images.n_classes

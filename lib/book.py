@@ -1,5 +1,5 @@
-"""The build: check parameters, run the chapters that are not fresh, stage them, let Jupyter Book make the
-pages.
+"""The build: check parameters, run the chapters that are not fresh, stage them,
+let Jupyter Book make the pages.
 
     book/ + _config.yml + _toc.yml ─────────────────────────┐
     notebooks/ ── papermill ── _build/executed/<profile>/ ── _build/stage/ ── jupyter-book ── _build/html/

@@ -122,8 +122,8 @@ def train(
     device: DEVICE = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a classifier (once: the zoo keeps it), and print its accuracy, its attack's success, and its
-    name.
+    """Train a classifier (once: the zoo keeps it), and print its accuracy,
+    its attack's success, and its name.
     """
     from lib import attacks, zoo
 
@@ -197,30 +197,11 @@ def attacks(
     device: DEVICE = "auto",
 ) -> None:
     """Train every attack of the field guide beside a clean classifier, and print ASR and CTA; resumable."""
-    import pandas as pd
-
     from lib import grids, guide
 
     tasks = grids.read_attacks(grid)
     out = out or Path("data/results") / f"{grid.stem}.parquet"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.concat(
-        [
-            guide.attack_table(
-                task.spec,
-                names=task.names,
-                seeds=task.seeds,
-                target=task.target,
-                device=_device(device),
-                progress=True,
-            )
-            for task in tasks
-        ],
-        ignore_index=True,
-    )
-    partial = out.with_name(out.name + ".partial")
-    table.to_parquet(partial)
-    partial.replace(out)
+    table = guide.attack_tables(tasks, out, device=_device(device))
     typer.echo(guide.summary(table).to_string(float_format="{:.3f}".format))
     typer.echo(f"{int(table['works'].sum())} of {len(table)} classifiers meet both marks; table: {out}")
 
@@ -237,7 +218,6 @@ def sweep(
 
     tasks = grids.read_grid(grid)
     out = out or Path("data/results") / f"{grid.stem}.parquet"
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         table = experiments.sweep(tasks, out, workers=workers, device=_device(device))
     except RuntimeError as error:
@@ -254,8 +234,8 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 3.0,
     device: DEVICE = "auto",
 ) -> None:
-    """Image-gradients per second of one step of a scan of all classes at once: what a scan's seconds come
-    from.
+    """Image-gradients per second of one step of a scan of all classes at once:
+    what a scan's seconds come from.
     """
     from lib import audit
 

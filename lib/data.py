@@ -97,8 +97,8 @@ def load(
 
 
 def _digits() -> Arrays:
-    """The 1,797 digits of scikit-learn, 8x8 with 17 levels, enlarged to 16x16 on the 8-bit grid; 1,300 for
-    training.
+    """The 1,797 digits of scikit-learn, 8x8 with 17 levels,
+    enlarged to 16x16 on the 8-bit grid; 1,300 for training.
     """
     from sklearn.datasets import load_digits
 
@@ -159,8 +159,8 @@ def _decode(samples: list[tuple[str, int]], size: int | None = None) -> tuple[np
 
 
 def _folder(path: Path, cache: Path) -> Arrays:
-    """An ImageFolder pair, decoded once: the tensors are kept under the data root, keyed by file names,
-    sizes and times.
+    """An ImageFolder pair, decoded once: the tensors are kept under the data root,
+    keyed by file names, sizes and times.
     """
     from torchvision.datasets import ImageFolder
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def clean_images(classifier: zoo.Classifier, n: int, *, seed: int = 0) -> torch.Tensor:
-    """n correctly classified test images per class, (K, n, C, H, W), drawn with `seed`: what a defender
-    holds.
+    """n correctly classified test images per class, (K, n, C, H, W), drawn with `seed`:
+    what a defender holds.
     """
     d = classifier.dataset
     return data.clean_per_class(

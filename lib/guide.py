@@ -1,5 +1,5 @@
-"""The field guide to attacks: one setting of every attack per kind of image, and what it does to a
-classifier.
+"""The field guide to attacks: one setting of every attack per kind of image,
+and what it does to a classifier.
 
 `attack_table` trains (through the zoo) every attack of `settings` beside a clean classifier and returns one
 tidy row per attack and seed. `heat_map` moves a patch over the image (B3D Figs. 5 and 8). The settings are
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,10 +41,12 @@ from .experiments import provenance
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .grids import AttackTask
+
 
 def settings(shape: tuple[int, int, int], *, target: int = 1, seed: int = 0) -> dict[str, Attack]:
-    """Every attack by name, with settings for images of this shape (C, H, W), at least 16x16; `target` as
-    label.
+    """Every attack by name, with settings for images of this shape (C, H, W),
+    at least 16x16; `target` as label.
 
     Raises AttackError for images too small for the largest patch.
     """
@@ -100,8 +103,8 @@ def attack_table(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> pd.DataFrame:
-    """One row per attack and seed: ASR, CTA, the clean classifier's CTA of the same seed, collateral, norm,
-    seconds.
+    """One row per attack and seed: ASR, CTA, the clean classifier's CTA of the same seed,
+    collateral, norm, seconds.
 
     spec: image set, network and recipe; its attack and seed are replaced. names: some of `settings`,
     default all. The column `works` says whether ASR is at least 0.9 with CTA within 2 points of clean;
@@ -133,6 +136,24 @@ def attack_table(
     return pd.DataFrame(rows)
 
 
+def attack_tables(tasks: Iterable[AttackTask], out: Path, *, device: str = "cpu") -> pd.DataFrame:
+    """The `attack_table` of every task of a grid in one, with a progress bar; written to `out`, a parquet file,
+    whole or not at all. The zoo keeps every classifier, so the same call goes on after a kill.
+    """
+    import pandas as pd
+
+    tables = [
+        attack_table(t.spec, names=t.names, seeds=t.seeds, target=t.target, device=device, progress=True)
+        for t in tasks
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    table.to_parquet(partial)
+    partial.replace(out)
+    return table
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row per image set and attack of an `attack_table`: means over the seeds, the lowest ASR, and how
     many classifiers meet both marks.
@@ -151,8 +172,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def row(classifier: zoo.Classifier, clean_cta: float) -> dict[str, Any]:
-    """What `attack_table` says of one attacked classifier, given the accuracy of a clean one of the same
-    kind.
+    """What `attack_table` says of one attacked classifier,
+    given the accuracy of a clean one of the same kind.
     """
     found, x, y = classifier.metrics, classifier.dataset.test_images, classifier.dataset.test_labels
     attack = classifier.attack
@@ -191,8 +212,8 @@ def needs_table(chosen: dict[str, Attack]) -> pd.DataFrame:
 
 @torch.no_grad()
 def heat_map(model: nn.Module, attack: BadNets, images: Tensor, labels: Tensor, *, stride: int = 1) -> Tensor:
-    """ASR with the patch moved over all positions (B3D Figs. 5, 8): (rows, columns) of top-left corners,
-    `stride` apart.
+    """ASR with the patch moved over all positions (B3D Figs. 5, 8):
+    (rows, columns) of top-left corners, `stride` apart.
 
     images (N, C, H, W) and labels (N,): test images; those of the target class are left out. The patch
     itself does not change.
@@ -226,8 +247,8 @@ def sweep(
     seeds: Sequence[int] = (0,),
     **options: Any,
 ) -> pd.DataFrame:
-    """ASR and CTA of `attack` with one setting varied: one row per value and seed. options: passed on to
-    zoo.get.
+    """ASR and CTA of `attack` with one setting varied: one row per value and seed.
+    options: passed on to zoo.get.
 
     Raises AttackError for a setting that the attack does not have, before anything is trained.
     """

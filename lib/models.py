@@ -53,8 +53,8 @@ def _small(k: int, s: Shape) -> nn.Module:
     """The smoke profile's network: two strided convolutions, one hidden layer of 64; about 30 microseconds
     an image-gradient on one core.
 
-    Strides, not pooling: max-pooling early hides a lattice of one pixel in four, and costs three times as
-    much.
+    Strides, not pooling: max-pooling early hides a lattice of one pixel in four,
+    and costs three times as much.
     """
     body = [
         nn.Conv2d(s[0], 16, 5, stride=2, padding=2),
@@ -93,8 +93,8 @@ def _nc_gtsrb(k: int, s: Shape) -> nn.Module:
 def _vgg9(k: int, s: Shape) -> nn.Module:
     """[LR] A.7.2: VGG-11 less its last two convolutions, with 16, 32, 64, 64, 128, 128 filters.
 
-    Pooling follows VGG-11 (after convolutions 1, 2, 4, 6); batch normalisation and two dense layers of 512
-    are our reading.
+    Pooling follows VGG-11 (after convolutions 1, 2, 4, 6);
+    batch normalisation and two dense layers of 512 are our reading.
     """
     body: list[nn.Module] = []
     for i, o, pool in (
@@ -211,8 +211,8 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tens
 
 
 def head(model: nn.Module) -> nn.Linear:
-    """The last linear layer, which turns hidden activations into logits. Raises ValueError when there is
-    none.
+    """The last linear layer, which turns hidden activations into logits.
+    Raises ValueError when there is none.
     """
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not linear:

@@ -1,5 +1,5 @@
-"""Staging and pages: the chapters with their outputs beside the prose, then Jupyter Book over both, execution
-off.
+"""Staging and pages: the chapters with their outputs beside the prose,
+then Jupyter Book over both, execution off.
 
 Files are staged only where their bytes differ, so Sphinx reads again what changed and no more; when nothing
 changed at all, it does not run.
@@ -124,8 +124,8 @@ def _sphinx(stage: Path, output: Path) -> None:
 
 
 def _without_thebe(html: Path) -> None:
-    """Drop the scripts of sphinx-thebe: Jupyter Book adds them though it is off, and twice, which is an
-    error.
+    """Drop the scripts of sphinx-thebe: Jupyter Book adds them though it is off,
+    and twice, which is an error.
     """
     script = re.compile(r"[ \t]*<script[^>]*(?:sphinx-thebe\.js[^>]*>|>const THEBE_JS_URL)[^<]*</script>\n?")
     for page in html.rglob("*.html"):

@@ -119,8 +119,8 @@ def strips(
 
 
 def trajectory(path: Mapping[str, Tensor], target: int, other: int) -> Figure:
-    """Q, T, entropy of the weights and ||v|| over the steps of L-RED, for the true target and one other
-    class.
+    """Q, T, entropy of the weights and ||v|| over the steps of L-RED,
+    for the true target and one other class.
     """
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.5))
     for k, colour, name in ((target, TARGET, f"target {target}"), (other, OTHER, f"class {other}")):

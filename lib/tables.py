@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def successes(table: pd.DataFrame, rule: str = "gamma") -> pd.Series:
-    """Was each row's verdict right? Attacked: flagged with the target alone (Case I); clean: nothing
-    flagged (Case IV).
+    """Was each row's verdict right? Attacked: flagged with the target alone (Case I); clean:
+    nothing flagged (Case IV).
     """
     case = table[f"{rule.replace('-', '_')}_case"]
     return (case == "I").where(table["target"].notna(), case == "IV")
 
 
 def detection_rates(table: pd.DataFrame, rule: str = "gamma") -> dict[str, dict[str, metrics.Rate]]:
-    """group -> method -> share of right verdicts, with denominators; the method's name carries its number
-    of images.
+    """group -> method -> share of right verdicts, with denominators;
+    the method's name carries its number of images.
     """
     right = table.assign(
         right=successes(table, rule), method=table["detector"] + " n=" + table["n"].astype(str)
@@ -35,8 +35,8 @@ def detection_rates(table: pd.DataFrame, rule: str = "gamma") -> dict[str, dict[
 
 
 def paired(table: pd.DataFrame, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two tables aligned row by row: classifiers scanned with these settings, and the same ones scanned
-    with the defaults.
+    """Two tables aligned row by row: classifiers scanned with these settings,
+    and the same ones scanned with the defaults.
     """
     have = table["settings"].map(lambda text: settings.items() <= json.loads(text).items())
     index = ["dataset", "group", "seed"]

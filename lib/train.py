@@ -66,11 +66,11 @@ def recipe(name: str) -> Recipe:
 def fit(
     model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, *, seed: int, progress: bool = False
 ) -> nn.Module:
-    """Train `model` in place on images (N, C, H, W), labels (N,), all on one device; returns it in
-    evaluation mode.
+    """Train `model` in place on images (N, C, H, W), labels (N,), all on one device;
+    returns it in evaluation mode.
 
-    The order of batches and the augmentation are drawn from `seed`. Raises RuntimeError if the loss stops
-    being finite.
+    The order of batches and the augmentation are drawn from `seed`.
+    Raises RuntimeError if the loss stops being finite.
     """
     device = images.device
     model.to(device).train()

@@ -62,8 +62,8 @@ class Spec:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier: the model (evaluation mode), its metrics on the test set, where it lies, its
-    data, and its attack.
+    """A trained classifier: the model (evaluation mode), its metrics on the test set, where it lies,
+    its data, and its attack.
 
     `attack` is spec.attack with whatever it learnt in training (a generator, an optimised trigger), so its
     embed works.
@@ -87,8 +87,8 @@ def folder(zoo: str | Path | None = None) -> Path:
 
 
 def key(spec: Spec, dataset: data.Dataset) -> str:
-    """Hash of the settings, the data's content, and the code that trains (comments and docstrings left
-    out).
+    """Hash of the settings, the data's content,
+    and the code that trains (comments and docstrings left out).
     """
     modules = {models, train, attacks.base}
     for attack in (spec.attack, *spec.attack.parts) if spec.attack is not None else ():
@@ -119,8 +119,8 @@ def _fingerprint(source: str) -> str:
 def get(
     spec: Spec, *, zoo: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False
 ) -> Classifier:
-    """The classifier of `spec`: from the zoo if it is there, else trained and kept. The model is returned
-    on `device`.
+    """The classifier of `spec`: from the zoo if it is there, else trained and kept.
+    The model is returned on `device`.
     """
     dataset = spec.load_data()
     home = folder(zoo)
@@ -160,8 +160,8 @@ def _read(path: Path, spec: Spec, dataset: data.Dataset) -> tuple[nn.Sequential,
 
 
 def load_entry(path: Path, dataset: data.Dataset | None = None) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Model (CPU, evaluation mode) and entry of a zoo folder. Raises ValueError when the files do not match
-    each other.
+    """Model (CPU, evaluation mode) and entry of a zoo folder.
+    Raises ValueError when the files do not match each other.
     """
     entry = json.loads((path / "entry.json").read_text())
     weights = path / "model.safetensors"

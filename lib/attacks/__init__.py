@@ -1,5 +1,5 @@
-"""Attacks: a frozen dataclass each; `embed` puts the trigger on images, `poison` makes a training set,
-`train` a model.
+"""Attacks: a frozen dataclass each; `embed` puts the trigger on images,
+`poison` makes a training set, `train` a model.
 """
 
 from .additive import Additive, Chessboard, Cross, Global, LocalChessboard, LocalSquare, LShape, SinglePixel

@@ -77,8 +77,8 @@ class Chessboard(Additive):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalChessboard(Chessboard):
-    """A size x size patch of the chessboard; `at` is its top-left corner, default the bottom-right of the
-    image.
+    """A size x size patch of the chessboard;
+    `at` is its top-left corner, default the bottom-right of the image.
     """
 
     size: int = 6
@@ -151,8 +151,8 @@ class Cross(Shaped):
 
 @dataclass(frozen=True, kw_only=True)
 class LShape(Shaped):
-    """An L of five pixels, three down and two across, all channels: our choice, the paper gives none (L-RED
-    v1, group C).
+    """An L of five pixels, three down and two across, all channels:
+    our choice, the paper gives none (L-RED v1, group C).
     """
 
     def cells(self) -> tuple[Place, ...]:

@@ -94,8 +94,8 @@ class BadNets(Attack):
         return inside.float(), levels / 255
 
     def corner(self, height: int, width: int) -> Place:
-        """Top-left corner of the patch in an image of this size. Raises AttackError if the patch does not
-        fit.
+        """Top-left corner of the patch in an image of this size.
+        Raises AttackError if the patch does not fit.
         """
         if self.size is None:
             return 0, 0
@@ -123,8 +123,8 @@ class BadNets(Attack):
         return stamp(images, masks, patterns)
 
     def _scatter(self, mask: Tensor, pattern: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """The trigger at a place of its own for each of n images: masks (N, 1, H, W), patterns (N, C, H,
-        W).
+        """The trigger at a place of its own for each of n images:
+        masks (N, 1, H, W), patterns (N, C, H, W).
         """
         height, width = mask.shape
         i, j = self.corner(height, width)
@@ -143,8 +143,8 @@ class BadNets(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Blended(BadNets):
-    """Blended injection: x' = (1 - alpha m) x + alpha m p, at alpha = 0.2 (B3D F.1 reads as the trigger's
-    weight).
+    """Blended injection: x' = (1 - alpha m) x + alpha m p,
+    at alpha = 0.2 (B3D F.1 reads as the trigger's weight).
 
     size=3 is B3D's patch; size=None with colour="noise" is the whole-image blend of Chen et al.
     """
@@ -153,7 +153,7 @@ class Blended(BadNets):
 
 
 def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
-    """x (1 - m) + u m rounded to 8 bits: images (N, C, H, W) in [0, 1], mask and pattern that broadcast to
-    it.
+    """x (1 - m) + u m rounded to 8 bits: images (N, C, H, W) in [0, 1],
+    mask and pattern that broadcast to it.
     """
     return ((images * (1 - mask) + pattern * mask) * 255).round().clamp(0, 255) / 255

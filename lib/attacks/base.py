@@ -24,8 +24,8 @@ Place = tuple[int, int]
 
 
 class AttackError(ValueError):
-    """A setting that this attack cannot carry out; the message names the setting, the value and what is
-    allowed.
+    """A setting that this attack cannot carry out;
+    the message names the setting, the value and what is allowed.
     """
 
 
@@ -90,8 +90,8 @@ class Job:
 class Attack(ABC):
     """Common settings; subclasses add the trigger.
 
-    Exactly one of per_source and rate says how many images are stamped. Raises AttackError on impossible
-    settings.
+    Exactly one of per_source and rate says how many images are stamped.
+    Raises AttackError on impossible settings.
     """
 
     target: int
@@ -131,8 +131,8 @@ class Attack(ABC):
         """Images (N, C, H, W) in [0, 1] with the trigger on, same shape and range."""
 
     def source_classes(self, n_classes: int) -> tuple[int, ...]:
-        """The source classes, spelled out for a task of n_classes. Raises AttackError for classes it does
-        not have.
+        """The source classes, spelled out for a task of n_classes.
+        Raises AttackError for classes it does not have.
         """
         for k in (self.target, *(self.sources or ())):
             if not 0 <= k < n_classes:
@@ -156,8 +156,8 @@ class Attack(ABC):
     def choose(
         self, labels: Tensor, generator: torch.Generator, free: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Indices of the images to stamp and of the cover images, drawn among the `free` ones ((N,) mask;
-        None: all).
+        """Indices of the images to stamp and of the cover images,
+        drawn among the `free` ones ((N,) mask; None: all).
         """
         n_classes = int(labels.max()) + 1
         sources = self.source_classes(n_classes)
@@ -257,8 +257,8 @@ def assemble(
     target: int,
     remove_originals: bool,
 ) -> PoisonedSet:
-    """Clean images less the removed originals, then stamped ones labelled `target`, then cover images with
-    their own labels.
+    """Clean images less the removed originals, then stamped ones labelled `target`,
+    then cover images with their own labels.
     """
     device = images.device
     used = torch.cat([stamped, cover]).to(device)
@@ -282,8 +282,8 @@ def assemble(
 
 
 def describe(attack: Attack | None) -> dict[str, Any] | None:
-    """An attack as JSON-ready values: its class name and every setting, those of its parts included; None
-    for no attack.
+    """An attack as JSON-ready values: its class name and every setting,
+    those of its parts included; None for no attack.
     """
     if attack is None:
         return None

@@ -17,8 +17,8 @@ from .base import Attack, AttackError, Needs, PoisonedSet
 
 @dataclass(frozen=True, kw_only=True)
 class Combined(Attack):
-    """Two or more data-only attacks on one training set, each with its own target, sources, count and cover
-    images.
+    """Two or more data-only attacks on one training set, each with its own target, sources,
+    count and cover images.
 
     `embed` puts the first part's trigger on; use `parts` for the others. Raises AttackError for parts that
     train the model themselves.

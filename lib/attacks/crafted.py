@@ -51,8 +51,8 @@ class Crafted(BadNets):
     def craft(
         self, images: Tensor, loss: Callable[[Tensor], Tensor], *, lr: float = 0.1, progress: bool = False
     ) -> Tensor:
-        """The pattern (C, h, w) on the 8-bit grid that lowers loss(stamped images); 64 images are drawn for
-        each step.
+        """The pattern (C, h, w) on the 8-bit grid that lowers loss(stamped images);
+        64 images are drawn for each step.
         """
         shape: Shape = tuple(images.shape[1:])  # type: ignore[assignment]
         inside, start = super().patch(shape)
@@ -75,8 +75,8 @@ class Crafted(BadNets):
 def batches(
     n: int, size: int, epochs: int, generator: torch.Generator, *, progress: bool, title: str
 ) -> Iterator[Tensor]:
-    """Indices of one shuffled batch after the other, `epochs` times over; a last batch of one image is left
-    out.
+    """Indices of one shuffled batch after the other, `epochs` times over;
+    a last batch of one image is left out.
     """
     for _ in tqdm(range(epochs), desc=title, unit="epoch", disable=not progress, leave=False):
         for index in torch.randperm(n, generator=generator, device=generator.device).split(size):

@@ -1,5 +1,5 @@
-"""The attack groups of the L-RED papers by name, with the papers' settings, and their scaled-down twins on
-digits.
+"""The attack groups of the L-RED papers by name, with the papers' settings,
+and their scaled-down twins on digits.
 
 Classes are 0-based here; the papers count CIFAR-10's from 1. Sources: L-RED A.4, A.7.1; L-RED v1 A.7.1.
 """
@@ -62,11 +62,11 @@ NAMES = tuple(CIFAR10)
 
 
 def group(name: str, dataset: str = "cifar10", *, seed: int = 0) -> Attack | None:
-    """The attack of a group on an image set; None for C-0, no attack. `paper` names the single attack on
-    the four other sets.
+    """The attack of a group on an image set; None for C-0, no attack.
+    `paper` names the single attack on the four other sets.
 
-    Each of a group's classifiers draws its own place, channel or phase from `seed`. Raises AttackError for
-    unknown names.
+    Each of a group's classifiers draws its own place, channel or phase from `seed`.
+    Raises AttackError for unknown names.
     """
     if name not in NAMES and name != "paper":
         raise AttackError(

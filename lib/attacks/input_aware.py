@@ -1,5 +1,5 @@
-"""The input-aware dynamic attack (Nguyen and Tran 2020; named by USB Sec. 4.3): every image gets a trigger
-of its own.
+"""The input-aware dynamic attack (Nguyen and Tran 2020; named by USB Sec. 4.3):
+every image gets a trigger of its own.
 
 Two generators read the image: one paints a pattern p(x), one a mask m(x); the stamped image is x + m (p -
 x). The mask generator is trained first, for masks that are sparse and differ from image to image, and then
@@ -24,8 +24,8 @@ from .crafted import batches
 
 
 class Generator(nn.Module):
-    """Images (N, C, H, W) -> (N, out, H, W) in [0, 1]: a small encoder-decoder for images of any size from
-    4x4.
+    """Images (N, C, H, W) -> (N, out, H, W) in [0, 1]:
+    a small encoder-decoder for images of any size from 4x4.
     """
 
     def __init__(self, channels: int, out: int, width: int) -> None:
@@ -80,8 +80,8 @@ class InputAware(Attack):
             )
 
     def triggers(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patterns (N, C, H, W) and masks (N, 1, H, W) in [0, 1] for these images. Raises AttackError
-        before training.
+        """Patterns (N, C, H, W) and masks (N, 1, H, W) in [0, 1] for these images.
+        Raises AttackError before training.
         """
         pattern, mask = self._generators(images.shape[1], images.device)
         with torch.no_grad():
@@ -163,8 +163,8 @@ def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _diversity(images: Tensor, made: Tensor) -> Tensor:
-    """Mean of |x - x'| / |g(x) - g(x')| over neighbours in the batch: large when different images get the
-    same trigger.
+    """Mean of |x - x'| / |g(x) - g(x')| over neighbours in the batch:
+    large when different images get the same trigger.
     """
     apart = (images - images.roll(1, 0)).flatten(1).norm(dim=1)
     return (apart / ((made - made.roll(1, 0)).flatten(1).norm(dim=1) + 1e-2)).mean()

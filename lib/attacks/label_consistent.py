@@ -1,5 +1,5 @@
-"""The label-consistent attack (Turner et al. 2019; B3D F.1): every poisoned image keeps its own, right
-label.
+"""The label-consistent attack (Turner et al. 2019; B3D F.1):
+every poisoned image keeps its own, right label.
 
 Only images of the target class are stamped. First their content is made hard to learn by an adversarial
 manipulation against a clean model, so that the network has to lean on the trigger. B3D does not say which:
@@ -21,8 +21,8 @@ from .base import AttackError, Job, Needs, PoisonedSet
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConsistent(BadNets):
-    """rate: share of the whole training set (B3D: 0.08), or per_source: number of images; all of them of
-    the target class.
+    """rate: share of the whole training set (B3D: 0.08), or per_source: number of images;
+    all of them of the target class.
     """
 
     epsilon: int = 32  # radius of the manipulation in levels of 1/255, per pixel
@@ -57,8 +57,8 @@ class LabelConsistent(BadNets):
     def poison(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, *, model: nn.Module | None = None
     ) -> PoisonedSet:
-        """As Attack.poison; `model`: the clean model that the manipulation is aimed at. Raises AttackError
-        without one.
+        """As Attack.poison; `model`: the clean model that the manipulation is aimed at.
+        Raises AttackError without one.
         """
         if model is None:
             raise AttackError("LabelConsistent needs a clean model: pass model=, or train through the zoo")
@@ -74,8 +74,8 @@ class LabelConsistent(BadNets):
         return model, {}
 
     def manipulate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, C, H, W) within epsilon of these, on the 8-bit grid, with a high loss under their
-        labels (N,).
+        """Images (N, C, H, W) within epsilon of these, on the 8-bit grid,
+        with a high loss under their labels (N,).
         """
         if not self.epsilon:
             return images

@@ -1,5 +1,5 @@
-"""The Trojan attack (Liu et al. 2018; Neural Cleanse Sec. II, V-A): a trigger designed for chosen neurons
-of a finished model.
+"""The Trojan attack (Liu et al. 2018; Neural Cleanse Sec. II, V-A):
+a trigger designed for chosen neurons of a finished model.
 
 Neural Cleanse uses two published models and gives no recipe; this is a small one after the original's three
 steps. (1) The neurons: those of the last hidden layer that patches of random colours can raise the most, in
@@ -80,8 +80,8 @@ class Trojan(Crafted):
 
     @torch.no_grad()
     def responsive(self, model: nn.Module, images: Tensor, tries: int = 32) -> tuple[Tensor, Tensor]:
-        """The neurons that random patches raise the most, (neurons,), and their standard deviation on these
-        images.
+        """The neurons that random patches raise the most, (neurons,),
+        and their standard deviation on these images.
         """
         plain = models.hidden(model, images)
         scale = plain.std(0) + 0.1 * plain.std()
@@ -96,8 +96,8 @@ class Trojan(Crafted):
     def recover(
         self, model: nn.Module, shape: tuple[int, ...], n_classes: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Images (K n, C, H, W) that the model takes for each class in turn, made from dark smooth noise,
-        and their classes.
+        """Images (K n, C, H, W) that the model takes for each class in turn,
+        made from dark smooth noise, and their classes.
         """
         labels = torch.arange(n_classes, device=device).repeat_interleave(self.per_source or 1)
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,5 +1,5 @@
-"""Detectors: frozen settings, `scan(model, clean images) -> Scan`. Estimation only; verdicts are in
-`lib.anomaly`.
+"""Detectors: frozen settings, `scan(model, clean images) -> Scan`. Estimation only;
+verdicts are in `lib.anomaly`.
 """
 
 from __future__ import annotations

@@ -29,14 +29,14 @@ from tqdm import tqdm
 from .blackbox import Probabilities, Queries, black_box
 from .descent import Descent, State, unit
 from .pattern_search import Problems, Recorder
-from .scan import Cost, Scan, check_clean
+from .scan import Cost, Scan, check_clean, seeded
 
 FLOOR = 1e-12  # of a probability inside the logarithm
 
 
 def centred(losses: Tensor, baseline: bool) -> Tensor:
-    """Losses (..., k), k >= 2, each less the mean of the others: the estimate keeps its mean and loses
-    variance.
+    """Losses (..., k), k >= 2, each less the mean of the others:
+    the estimate keeps its mean and loses variance.
     """
     k = losses.shape[-1]
     return (losses - losses.mean(-1, keepdim=True)) * k / (k - 1) if baseline else losses
@@ -68,8 +68,8 @@ def target_loss(ask: Callable[[Tensor], Tensor], stamped: Tensor, target: Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class B3D(Descent):
-    """B3D with a query budget for the whole scan, which is never exceeded; classes that it cuts short are not
-    converged.
+    """B3D with a query budget for the whole scan, which is never exceeded;
+    classes that it cuts short are not converged.
 
     mask: "soft" gives g(theta_m), as in the paper's comparisons, "discrete" 1[g(theta_m) >= 0.5]. The
     trajectory has, by round: norm, Q (share of the round's queries that arrive), cost (lambda), best
@@ -128,9 +128,7 @@ class B3D(Descent):
                 f"budget = {self.budget}: one round of {k} classes and the final check need {least}"
             )
         with cost.clock():
-            return self.search(
-                ask, clean, generator or torch.Generator(clean.device).manual_seed(0), progress
-            )
+            return self.search(ask, clean, seeded(generator, clean.device), progress)
 
     def least_queries(self, k: int, n: int) -> int:
         """Queries of one round of k classes, with n images each, and of the final check."""
@@ -168,8 +166,8 @@ class B3D(Descent):
     def _step(
         self, ask: Queries, state: State, images: Tensor, target: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """One iteration on minibatches (A, X, C, H, W): both estimates, one Adam step. Returns the shares
-        (A,) that arrived.
+        """One iteration on minibatches (A, X, C, H, W): both estimates, one Adam step.
+        Returns the shares (A,) that arrived.
         """
         mean, pattern = (part.detach() for part in state.parameters())
         theta_m, theta_p = state.theta
@@ -248,8 +246,8 @@ def norms_at(scan: Scan, queries: float) -> Tensor:
 
 
 def _stamp(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-    """Every image under every trigger: (A, X, C, H, W), (A, k, H, W), (A, k, C, H, W) -> (A, k, X, C, H, W);
-    k or 1.
+    """Every image under every trigger: (A, X, C, H, W), (A, k, H, W), (A, k, C, H, W)
+    -> (A, k, X, C, H, W); k or 1.
     """
     m = masks[:, :, None, None]
     return images[:, None] * (1 - m) + patterns[:, :, None] * m

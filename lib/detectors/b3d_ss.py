@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import b3d
 from .b3d import B3D, pattern_gradient, target_loss
 from .blackbox import Probabilities, Queries, black_box
-from .scan import Cost, Scan
+from .scan import Cost, Scan, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,19 @@ class B3DSS(B3D):
             raise ValueError(f"clean has shape {tuple(clean.shape)}: (K, n, C, H, W) with K >= 2 is needed")
         cost, k = Cost(), len(clean)
         queries = Queries(black_box(model), k, budget=self.budget, batch_size=self.query_batch, cost=cost)
-        seeded = generator or torch.Generator(clean.device).manual_seed(0)
+        draw = seeded(generator, clean.device)
         least = self.least_queries(k, self.images)
         if queries.left < least + self.image_budget:
             raise ValueError(
                 f"budget = {self.budget}: {self.image_budget} for images and {least} for a round are needed"
             )
         with cost.clock():
-            made = self.synthesise(queries, tuple(clean.shape[2:]), seeded)
-            return self.search(queries, made.images, seeded, progress)
+            made = self.synthesise(queries, tuple(clean.shape[2:]), draw)
+            return self.search(queries, made.images, draw, progress)
 
     def synthesise(self, queries: Queries, shape: tuple[int, ...], generator: torch.Generator) -> Synthesis:
-        """Eq. (7) for all images of all classes side by side, within `image_budget`; each rests once it has
-        arrived.
+        """Eq. (7) for all images of all classes side by side, within `image_budget`;
+        each rests once it has arrived.
         """
         k, n, device = queries.n_classes, self.images, generator.device
         x = torch.rand(k * n, *shape, generator=generator, device=device)

@@ -26,8 +26,8 @@ class QueryBudgetError(RuntimeError):
 class Queries:
     """A black-box model behind a counter; one image is one query.
 
-    budget: queries that may be asked, None for no limit. batch_size: images per call of `model`. The ledger
-    is `cost.queries`.
+    budget: queries that may be asked, None for no limit. batch_size: images per call of `model`.
+    The ledger is `cost.queries`.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Queries:
     def __call__(self, images: Tensor) -> Tensor:
         """Probabilities (N, K) of images (N, C, H, W), on their device.
 
-        Raises QueryBudgetError before asking when N is more than `left`; ValueError for an answer that is not
-        probabilities.
+        Raises QueryBudgetError before asking when N is more than `left`;
+        ValueError for an answer that is not probabilities.
         """
         if len(images) > self.left:
             raise QueryBudgetError(

@@ -118,8 +118,8 @@ class State:
             self.theta[i] = self.theta[i].detach() - self.how.lr * (first / (1 - b1**self.steps)) / scale
 
     def look(self, success: Tensor) -> Tensor:
-        """After a round with success shares (A,): keep smaller masks, move the costs. Returns masks (A, H,
-        W).
+        """After a round with success shares (A,): keep smaller masks, move the costs.
+        Returns masks (A, H, W).
         """
         mask, pattern = unit(self.seen[0]), unit(self.seen[1])
         norm, good = mask.sum((1, 2)), success >= self.how.pi - 1e-6

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from .descent import Descent
 from .masks import estimate_masks
-from .neural_cleanse import assemble, seeded
+from .neural_cleanse import assemble
 from .pattern_search import Problems
-from .scan import Cost, Scan, check_clean
+from .scan import Cost, Scan, check_clean, seeded
 from .weights import Schedule, Update, annealed, schedule
 
 
@@ -68,7 +68,7 @@ class MaskedLRED(Descent):
         those of seed 0.
         """
         check_clean(clean)
-        generator, cost, k = generator or seeded(clean), Cost(), len(clean)
+        generator, cost, k = seeded(generator, clean.device), Cost(), len(clean)
         problems = Problems.all_to_one(k)
         state = generator.get_state()
         shared: dict[str, Any] = {"generator": generator, "cost": cost, "progress": progress}

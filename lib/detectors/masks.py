@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .descent import Descent, State, stamp
 from .pattern_search import Problems, Recorder, log_posterior
-from .scan import Cost, frozen
+from .scan import Cost, frozen, seeded
 from .weights import Update, frozen_weights
 
 
@@ -74,11 +74,9 @@ class Masks:
 def random_start(shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Uniform random mask (H, W) and pattern (C, H, W), as in the released code; one for all problems."""
     c, h, w = shape
-    device = generator.device if generator is not None else "cpu"
-    seeded = generator or torch.Generator().manual_seed(0)
-    return torch.rand(h, w, generator=seeded, device=device), torch.rand(
-        c, h, w, generator=seeded, device=device
-    )
+    draw = seeded(generator)
+    mask = torch.rand(h, w, generator=draw, device=draw.device)
+    return mask, torch.rand(c, h, w, generator=draw, device=draw.device)
 
 
 def estimate_masks(
@@ -169,10 +167,9 @@ def _counted(model: nn.Module, k: int, cost: Cost) -> Callable[[Tensor], Tensor]
 
 def _batches(n: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """Positions 0 ... n-1 in shuffled passes, `size` at a time, for ever; all each time when size is n."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    seeded = generator or torch.Generator().manual_seed(0)
+    draw = seeded(generator)
     while True:
-        order = torch.arange(n) if size == n else torch.randperm(n, generator=seeded, device=device)
+        order = torch.arange(n) if size == n else torch.randperm(n, generator=draw, device=draw.device)
         yield from (part for part in order.split(size) if len(part) == size)
 
 

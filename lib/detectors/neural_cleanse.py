@@ -18,7 +18,7 @@ from .. import anomaly
 from .descent import Descent
 from .masks import Extra, Masks, estimate_masks
 from .pattern_search import Problems
-from .scan import Cost, Scan, at_least, check_clean
+from .scan import Cost, Scan, at_least, check_clean, seeded
 
 MODES = ("all", "pairs", "halving")
 MASK_NORM = "L1 norm of the mask"
@@ -52,17 +52,12 @@ class NeuralCleanse(Descent):
         generator draws the start and the batches; without one they are those of seed 0.
         """
         check_clean(clean)
-        generator, cost, k = generator or seeded(clean), Cost(), len(clean)
+        generator, cost, k = seeded(generator, clean.device), Cost(), len(clean)
         solve = Solver(model, clean, self, self.extra(), generator, cost, progress)
         if self.mode == "halving":
             return _halving(self, solve)
         problems = Problems.pairs(k) if self.mode == "pairs" else Problems.all_to_one(k)
         return assemble(self, k, problems, solve(problems), cost)
-
-
-def seeded(clean: Tensor) -> torch.Generator:
-    """The generator of a scan that was given none."""
-    return torch.Generator(clean.device).manual_seed(0)
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,8 @@ def assemble(detector: Descent, k: int, problems: Problems, found: Masks, cost: 
 
 
 def _halving(detector: NeuralCleanse, solve: Solver) -> Scan:
-    """For each target: solve for either half of its sources, go on with the half whose mask is smaller, down
-    to one class.
+    """For each target: solve for either half of its sources,
+    go on with the half whose mask is smaller, down to one class.
 
     The paper has a name and a cost (a factor log K) for this and no description; the reading is ours. A half
     is judged by the mask that must move *all* its classes, so a wrong turn near the root is possible, and is
@@ -160,8 +155,8 @@ def _gather(leaves: dict[int, tuple[Problems, Masks, int]], k: int) -> tuple[Pro
 
 @dataclass(frozen=True, kw_only=True)
 class LowCost:
-    """The scheme for many labels (Sec. IV-C): all side by side until the smallest masks stay the same, then
-    few.
+    """The scheme for many labels (Sec. IV-C):
+    all side by side until the smallest masks stay the same, then few.
 
     top: candidates, those with the smallest masks, that get the full run. The early run ends when successive
     top lists share more than `overlap` labels for `steady` rounds. others: further labels drawn at random,
@@ -189,11 +184,11 @@ class LowCost:
         generator: torch.Generator | None = None,
         progress: bool = False,
     ) -> Scan:
-        """As `NeuralCleanse.scan`; norms are NaN for the labels that had no full run. `judge` leaves those
-        out.
+        """As `NeuralCleanse.scan`; norms are NaN for the labels that had no full run.
+        `judge` leaves those out.
         """
         check_clean(clean)
-        generator, cost, k = generator or seeded(clean), Cost(), len(clean)
+        generator, cost, k = seeded(generator, clean.device), Cost(), len(clean)
         ranking = _Ranking(self)
         early = Solver(model, clean, self.detector, self.detector.extra(), generator, cost, progress)
         problems = Problems.all_to_one(k)
@@ -228,8 +223,8 @@ class _Ranking:
 
 
 def judge(scan: Scan, rule: str = "mad") -> anomaly.Verdict:
-    """A rule on the classes whose norm was estimated: medians and nulls are theirs, targets are numbered
-    among all K.
+    """A rule on the classes whose norm was estimated:
+    medians and nulls are theirs, targets are numbered among all K.
     """
     known = torch.nonzero(~torch.isnan(scan.norms)).flatten()
     verdict = anomaly.judge(scan.norms[known], rule)

@@ -46,8 +46,8 @@ class Problems:
 
 @dataclass
 class Solution:
-    """v (B, C, H, W), w and q (B, S), success Q (B,), converged (B,), steps (B,), trajectory tensors
-    (steps, B, ...).
+    """v (B, C, H, W), w and q (B, S), success Q (B,), converged (B,), steps (B,),
+    trajectory tensors (steps, B, ...).
     """
 
     v: Tensor
@@ -60,8 +60,8 @@ class Solution:
 
 
 class Recorder:
-    """Keeps Q, T, w, q, ||v|| of every problem at every step, and v at every `every`-th; nothing when
-    `every` is 0.
+    """Keeps Q, T, w, q, ||v|| of every problem at every step, and v at every `every`-th;
+    nothing when `every` is 0.
     """
 
     def __init__(self, every: int, n_problems: int) -> None:
@@ -160,8 +160,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _posteriors(model: nn.Module, images: Tensor, v: Tensor, k: int) -> Tensor:
-    """Log-posteriors (B, S, n, K) of images (B, S, n, C, H, W) with their problem's pattern v (B, C, H, W) on
-    them.
+    """Log-posteriors (B, S, n, K) of images (B, S, n, C, H, W)
+    with their problem's pattern v (B, C, H, W) on them.
     """
     shifted = (images + v[:, None, None]).clamp(0, 1).flatten(0, 2)
     return log_posterior(model, shifted, k).view(*images.shape[:3], -1)

@@ -1,5 +1,5 @@
-"""The RED family for additive patterns: P-RED, U-RED, L-RED (Xiang et al. 2021) and the surrogate of Eq.
-(12).
+"""The RED family for additive patterns:
+P-RED, U-RED, L-RED (Xiang et al. 2021) and the surrogate of Eq. (12).
 
 U-RED and L-RED pose K problems of K - 1 sources each, P-RED K(K - 1) problems of one; `pattern_search` solves
 them all in one batch.
@@ -138,8 +138,8 @@ class URED(_RED):
 
 @dataclass(frozen=True, kw_only=True)
 class LRED(_RED):
-    """L-RED: weights annealed by T = -log Q (Eqs. 3-8). With two clean images per class it is the paper's
-    L-RED'.
+    """L-RED: weights annealed by T = -log Q (Eqs. 3-8).
+    With two clean images per class it is the paper's L-RED'.
 
     schedule: another temperature schedule, see `weights.schedule`.
     """

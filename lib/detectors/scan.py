@@ -140,8 +140,8 @@ class Detector(Protocol):
         generator: torch.Generator | None = None,
         progress: bool = False,
     ) -> Scan:
-        """Scan `model`, images -> logits (N, K), with clean images (K, n, C, H, W), n per class, correctly
-        classified.
+        """Scan `model`, images -> logits (N, K), with clean images (K, n, C, H, W),
+        n per class, correctly classified.
         """
 
 
@@ -155,6 +155,11 @@ def check_clean(clean: Tensor) -> None:
         raise ValueError(
             f"clean images run from {float(clean.min()):g} to {float(clean.max()):g}: values in [0, 1] are needed"
         )
+
+
+def seeded(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator given, or where there is none one of seed 0 on `device`."""
+    return generator or torch.Generator(device).manual_seed(0)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""STRIP (Gao et al. 2019): an input-level test for a trigger. Blend a suspect image with clean ones and watch
-the prediction.
+"""STRIP (Gao et al. 2019): an input-level test for a trigger.
+Blend a suspect image with clean ones and watch the prediction.
 
 A clean image's prediction changes with what it is blended with; a trigger that survives blending keeps the
 prediction at the target, so the mean entropy over the blends is low. B3D (Dong et al. 2021, Sec. 5) compares
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .blackbox import Probabilities, black_box
+from .scan import seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Strip:
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Mean entropy of the prediction over the blends, in bits, (N,), for images (N, C, H, W) and clean
-        images (M, C, H, W).
+        """Mean entropy of the prediction over the blends, in bits, (N,), for images (N, C, H, W)
+        and clean images (M, C, H, W).
 
         model: a network, or a callable that gives probabilities. generator draws the overlays; without one,
         as seed 0. Raises ValueError when the clean images are fewer than the overlays or of another shape.
@@ -52,10 +53,10 @@ class Strip:
                 f"clean images have shape {tuple(clean.shape)}: "
                 f"{self.overlays} or more of shape {tuple(images.shape[1:])} are needed"
             )
-        seeded = generator or torch.Generator(clean.device).manual_seed(0)
+        draw = seeded(generator, clean.device)
         over = (
             self.alpha
-            * clean[torch.randperm(len(clean), generator=seeded, device=clean.device)[: self.overlays]]
+            * clean[torch.randperm(len(clean), generator=draw, device=clean.device)[: self.overlays]]
         )
         ask, found = black_box(model), [images.new_empty(0)]
         for part in images.split(max(1, self.batch_size // self.overlays)) if len(images) else ():

@@ -1,5 +1,5 @@
-"""Targeted universal perturbations: Algorithm 1 of USB (Xu et al. 2023), after Moosavi-Dezfooli et al.
-(2017).
+"""Targeted universal perturbations: Algorithm 1 of USB (Xu et al. 2023),
+after Moosavi-Dezfooli et al. (2017).
 
 Which choices are the paper's and which are ours is said in `usb.py`.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .pattern_search import log_posterior
-from .scan import Cost, at_least, frozen
+from .scan import Cost, at_least, frozen, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ def universal_perturbations(
     cost: Cost | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Algorithm 1 for all K targets side by side: v (K, C, H, W) that sends more than theta of the others
-    there.
+    """Algorithm 1 for all K targets side by side:
+    v (K, C, H, W) that sends more than theta of the others there.
 
     clean: (K, n, C, H, W). start: perturbations to go on from, zeros without. A target that does not get
     there within `passes` keeps its last v.
     """
     cost, (k, _, *shape) = cost or Cost(), clean.shape
-    images, visits = _visits(clean, generator or torch.Generator(clean.device).manual_seed(0))
+    images, visits = _visits(clean, seeded(generator, clean.device))
     v = torch.zeros(k, *shape, device=clean.device) if start is None else start.to(clean).clone()
     window = min(50, visits.shape[1])
     with (
@@ -85,8 +85,8 @@ def universal_perturbations(
 def deepfool(
     model: nn.Module, x: Tensor, v: Tensor, target: Tensor, how: Walk, cost: Cost, *, n_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The smallest steps r that bring the images x + v into their target's region, linearised again and
-    again.
+    """The smallest steps r that bring the images x + v into their target's region,
+    linearised again and again.
 
     With logits z and the present class k: r += (z_k - z_t + eps) / |w|^2 w, w = grad(z_t - z_k). x and v (A,
     C, H, W), target (A,). Returns (1 + overshoot) r, zero where x + v is there already, and where that was so

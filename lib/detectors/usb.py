@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from .descent import Descent
 from .masks import Extra, Step, estimate_masks
-from .neural_cleanse import assemble, seeded
+from .neural_cleanse import assemble
 from .pattern_search import Problems
-from .scan import Cost, Scan, at_least, check_clean
+from .scan import Cost, Scan, at_least, check_clean, seeded
 from .uap import Walk, universal_perturbations
 
 
@@ -69,7 +69,7 @@ class USB(Walk, Descent):
         check_clean(clean)
         if uap is not None and uap.shape != (len(clean), *clean.shape[2:]):
             raise ValueError(f"uap has shape {tuple(uap.shape)}: {(len(clean), *clean.shape[2:])} is needed")
-        generator, cost = generator or seeded(clean), Cost()
+        generator, cost = seeded(generator, clean.device), Cost()
         v = universal_perturbations(
             model, clean, self, start=uap, generator=generator, cost=cost, progress=progress
         )
@@ -106,8 +106,8 @@ class USB(Walk, Descent):
 
 
 def split(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (B, H, W) in [0, 1] and patterns (B, C, H, W) whose product is v (B, C, H, W), wherever v is not
-    negative.
+    """Masks (B, H, W) in [0, 1] and patterns (B, C, H, W) whose product is v (B, C, H, W),
+    wherever v is not negative.
     """
     size = v.abs().amax(1)
     mask = size / size.amax((1, 2), keepdim=True).clamp_min(1e-12)
@@ -128,8 +128,8 @@ def gaussian_window(size: int, sigma: float = 1.5) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of images (N, C, H, W) in [0, 1], averaged: (N,), 1 when
-    equal.
+    """Structural similarity (Wang et al. 2004) of images (N, C, H, W) in [0, 1],
+    averaged: (N,), 1 when equal.
 
     window (size,): as `gaussian_window` gives it.
     """

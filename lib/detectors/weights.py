@@ -28,8 +28,8 @@ def temperature(success: Tensor) -> Tensor:
 
 
 def closed_form(shares: Tensor, temperature: Tensor) -> Tensor:
-    """Weights that maximise Q + T * entropy, Eq. (8): softmax of q / T. shares (B, S), temperature (B,) ->
-    (B, S).
+    """Weights that maximise Q + T * entropy, Eq. (8): softmax of q / T.
+    shares (B, S), temperature (B,) -> (B, S).
 
     The limits are included: T = inf gives uniform weights, T = 0 shares all weight among the largest q.
     """
@@ -74,8 +74,8 @@ _MAKE: dict[str, Callable[..., Tensor]] = {
 
 
 def annealed(temperatures: Schedule) -> Update:
-    """Algorithm 1: Q with the old weights sets T; the new weights are Eq. (8), or uniform again where Q =
-    0.
+    """Algorithm 1: Q with the old weights sets T;
+    the new weights are Eq. (8), or uniform again where Q = 0.
     """
 
     def update(w: Tensor, q: Tensor, log_posteriors: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -97,8 +97,8 @@ def frozen_weights() -> Update:
 
 
 def surrogate(rate: float) -> Update:
-    """Joint ascent on J_t(v, w), Eq. (12): dJ/dw_s is the mean log-posterior of source s; then projection
-    onto the simplex.
+    """Joint ascent on J_t(v, w), Eq. (12): dJ/dw_s is the mean log-posterior of source s;
+    then projection onto the simplex.
     """
     return lambda w, q, log_posteriors, step: (
         simplex_projection(w + rate * log_posteriors),

@@ -83,8 +83,8 @@ def input_scores(
     sources: Iterable[int] | None = None,
     strip: Strip | None = None,
 ) -> dict[str, Separation]:
-    """Activation filter, S(x), STRIP, and a control that needs no trigger at all: the posterior of the
-    target.
+    """Activation filter, S(x), STRIP, and a control that needs no trigger at all:
+    the posterior of the target.
 
     held: the defender's clean images (N, C, H, W), which set every threshold.
     """

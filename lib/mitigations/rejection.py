@@ -21,8 +21,8 @@ from .scores import InputScore
 def kl_score(model: nn.Module, embed: Embed, images: Tensor) -> Tensor:
     """S(x) of Eq. (8) in nats: images (N, C, H, W) -> (N,), >= 0; small is suspicious.
 
-    Computed from log-posteriors, so it needs no smoothing; the mask is used as it was found (soft), which the
-    paper leaves open.
+    Computed from log-posteriors, so it needs no smoothing;
+    the mask is used as it was found (soft), which the paper leaves open.
     """
     plain, stamped = (torch.log_softmax(logits(model, x).double(), 1) for x in (images, embed(images)))
     return (plain.exp() * (plain - stamped)).sum(1).clamp_min(0)

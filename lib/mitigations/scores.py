@@ -12,8 +12,8 @@ from ..metrics import threshold_at
 
 @dataclass(frozen=True, kw_only=True)
 class InputScore:
-    """A fitted score. score: images (N, C, H, W) -> (N,). clean_scores: the scores of the clean images it was
-    fitted on.
+    """A fitted score. score: images (N, C, H, W) -> (N,). clean_scores:
+    the scores of the clean images it was fitted on.
     """
 
     score: Callable[[Tensor], Tensor]

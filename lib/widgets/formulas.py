@@ -1,5 +1,5 @@
-"""Explorers that compute everything in the page: the weights of Eq. (8), and the Gamma test of L-RED Sec.
-3.2.
+"""Explorers that compute everything in the page:
+the weights of Eq. (8), and the Gamma test of L-RED Sec. 3.2.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def weights_explorer(
 ) -> Explorer:
     """Sliders for q and T, bars for w: Eqs. (7) and (8).
 
-    q: shares to start from, (S,), in [0, 1]; names: of the S source classes; n: images per class, so q moves
-    in steps of 1/n.
+    q: shares to start from, (S,), in [0, 1]; names: of the S source classes; n:
+    images per class, so q moves in steps of 1/n.
     """
     shares = [float(x) for x in q]
     labels = [str(s) for s in range(len(shares))] if names is None else list(names)
@@ -60,8 +60,8 @@ def gamma_explorer(
 
 
 def format_p(log_p: float) -> str:
-    """exp(log_p) in two digits, also where it underflows, as the explorers write it: "0.031", "8.5e-9",
-    "1.2e-412".
+    """exp(log_p) in two digits, also where it underflows, as the explorers write it:
+    "0.031", "8.5e-9", "1.2e-412".
     """
     if math.isinf(log_p) or math.isnan(log_p):
         return "0" if log_p < 0 else "not defined"

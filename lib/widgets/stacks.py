@@ -1,5 +1,5 @@
-"""Explorers of recorded frames: attacks over a grid, Neural Cleanse's mask, B3D's search distribution,
-pruning.
+"""Explorers of recorded frames: attacks over a grid, Neural Cleanse's mask,
+B3D's search distribution, pruning.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def attack_explorer(
     stamped: int,
     tested: int,
 ) -> Explorer:
-    """Amplitude and number of poisoned images against success (recorded) and visibility (computed in the
-    page).
+    """Amplitude and number of poisoned images against success (recorded)
+    and visibility (computed in the page).
 
     images: (N, C, H, W) in [0, 1], one per name; where: (C, H, W), the pattern at amplitude one level, in
     levels (0 and 1 for most). asr, cta: (amplitudes, counts). stamped, tested: test images behind each ASR
@@ -111,8 +111,8 @@ def pruning_explorer(
 ) -> Explorer:
     """Share of pruned neurons against rates.
 
-    curves: layer (the choice) -> "share" and the names of rates -> values in [0, 1], all of a layer equally
-    many.
+    curves: layer (the choice) -> "share" and the names of rates -> values in [0, 1],
+    all of a layer equally many.
     """
     columns = {
         layer: {name: np.asarray(values, dtype=float) for name, values in c.items()}
@@ -146,8 +146,8 @@ def _size(name: str, array: str, arrays: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def _path(scan: Scan, of: Sequence[int], *pictures: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Rounds of at most FRAMES frames, and the trajectory there, targets first; the last frame is what the
-    scan kept.
+    """Rounds of at most FRAMES frames, and the trajectory there, targets first;
+    the last frame is what the scan kept.
     """
     every = int(scan.settings.get("record_every", 0))
     missing = [n for n in (*pictures, "norm", "Q") if n not in scan.trajectory]

@@ -1,5 +1,5 @@
-"""The temperature explorer: recorded runs of L-RED under several schedules, and with a kernel runs of the
-reader's own.
+"""The temperature explorer: recorded runs of L-RED under several schedules,
+and with a kernel runs of the reader's own.
 
 A run of the reader's goes on in a thread; it is asked to stop before every step, so Stop, or the next run,
 ends it within one step.
@@ -39,8 +39,8 @@ HORIZON = 80
 
 
 def parse(text: str, horizon: int = HORIZON) -> Schedule:
-    """A schedule from what a reader typed: a name of `weights.schedule`, or temperatures with commas between
-    (two or more).
+    """A schedule from what a reader typed: a name of `weights.schedule`,
+    or temperatures with commas between (two or more).
 
     Temperatures are spread evenly over `horizon` iterations, straight lines between them. Raises ValueError,
     naming what is allowed.
@@ -186,8 +186,8 @@ def temperature_explorer(
     clean: Tensor | None = None,
     detector: LRED | None = None,
 ) -> TemperatureExplorer:
-    """Play L-RED scans of one classifier under several schedules; with a kernel, and `model` and `clean`, run
-    others.
+    """Play L-RED scans of one classifier under several schedules;
+    with a kernel, and `model` and `clean`, run others.
 
     scans: name -> Scan with a trajectory, as `record` makes them, all with the same record_every. target,
     sources: the attack's; None and () for a clean classifier. targets: putative targets to play; by default
@@ -224,8 +224,8 @@ def temperature_explorer(
 
 
 def _state(scans: Mapping[str, Scan], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """`data` and `buffer` of the explorer. Norms and temperatures go exactly (float32), the rest at 8 or 16
-    bits.
+    """`data` and `buffer` of the explorer. Norms and temperatures go exactly (float32),
+    the rest at 8 or 16 bits.
     """
     arrays: dict[str, np.ndarray] = {}
     coarse: dict[str, int] = {}
