@@ -60,6 +60,7 @@ lab: $(READY)  ## open the chapters in JupyterLab
 
 lint: $(READY)  ## ruff, mypy, and no outputs in the notebooks
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy lib
 	@ls notebooks/*.ipynb >/dev/null 2>&1 || exit 0; \
 	  $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb

@@ -42,20 +42,30 @@ def clean_images(classifier: zoo.Classifier, n: int, *, seed: int = 0) -> torch.
     )
 
 
+def scan(
+    classifier: zoo.Classifier,
+    detector: detectors.Detector,
+    n: int = 8,
+    *,
+    seed: int | None = None,
+    progress: bool = False,
+) -> detectors.Scan:
+    """Scan a classifier of the zoo with n of its `clean_images` per class; `seed`, by default that of its
+    training, draws them and whatever the detector draws.
+    """
+    seed = classifier.spec.seed if seed is None else seed
+    clean = clean_images(classifier, n, seed=seed)
+    generator = torch.Generator(clean.device).manual_seed(seed)
+    return detector.scan(classifier.model, clean, generator=generator, progress=progress)
+
+
 def run(
     task: Task, *, device: str = "cpu", zoo_folder: str | Path | None = None, progress: bool = False
 ) -> dict[str, Any]:
     """Train (or fetch) one classifier, scan it, and judge the scan with every rule: one flat row."""
     classifier = zoo.get(task.spec, zoo=zoo_folder, device=device, progress=progress)
-    clean = clean_images(classifier, task.n, seed=task.spec.seed)
     detector = detectors.build(task.detector, **dict(task.settings))
-    scan = detector.scan(
-        classifier.model,
-        clean,
-        generator=torch.Generator(device).manual_seed(task.spec.seed),
-        progress=progress,
-    )
-    return _row(task, classifier, scan) | provenance(device)
+    return _row(task, classifier, scan(classifier, detector, task.n, progress=progress)) | provenance(device)
 
 
 def _row(task: Task, classifier: zoo.Classifier, scan: detectors.Scan) -> dict[str, Any]:

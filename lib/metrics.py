@@ -37,12 +37,17 @@ class Rate:
         centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
+    @property
+    def fraction(self) -> str:
+        """The count and the total alone, as in "9/10"."""
+        return f"{self.count}/{self.total}"
+
     def __float__(self) -> float:
         return self.value
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.count}/{self.total} [{low:.2f}, {high:.2f}]"
+        return f"{self.fraction} [{low:.2f}, {high:.2f}]"
 
 
 def rate(hits: Tensor | Iterable[bool]) -> Rate:

@@ -40,11 +40,9 @@ def make(root: Path, run: Sequence[Chapter], *, output: Path, offline: bool) -> 
     digest = hashlib.sha256(version("jupyter-book").encode())
     for name in sorted(wanted):
         digest.update(name.encode() + b"\0" + hashlib.sha256(wanted[name]).digest())
-    stamp, doctrees = output / "_build" / ".pages", output / "_build" / ".doctrees"
+    stamp = output / "_build" / ".pages"
     if stamp.exists() and stamp.read_text() == digest.hexdigest() and index(output).exists():
         return False
-    if not stamp.exists():  # cut short, or warned: Sphinx would not read, nor warn, again
-        shutil.rmtree(doctrees, ignore_errors=True)
     stamp.unlink(missing_ok=True)
     _sphinx(stage, output)
     _without_thebe(index(output).parent)
@@ -104,6 +102,7 @@ def _sphinx(stage: Path, output: Path) -> None:
         str(stage),
         "--path-output",
         str(output),
+        "--all",  # Sphinx alone would copy no style sheet, and warn of no page, that it has seen before
     ]
     done = subprocess.run(
         [*command, "--warningiserror", "--keep-going"],

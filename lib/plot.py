@@ -7,6 +7,7 @@ Colours: the true target is always orange, other classes blue-grey, so that figu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,20 @@ from torch import Tensor
 
 from .metrics import Rate
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TARGET, OTHER, SOURCE, LINE = "#d9570d", "#5f7f95", "#2a6f4e", "#333333"
+
+
+def axes(width: float = 6.0, height: float = 2.8) -> Axes:
+    """Empty axes, inches wide and high, open at the top and on the right like all graphs here."""
+    return _open(plt.subplots(figsize=(width, height))[1])
+
+
+def _open(ax: Axes, *more: str) -> Axes:
+    ax.spines[["top", "right", *more]].set_visible(False)
+    return ax
 
 
 def _picture(image: Tensor) -> np.ndarray:
@@ -80,14 +94,47 @@ def by_class(
     label: str = "",
 ) -> Axes:
     """One bar per class; the true target in orange."""
-    ax = ax or plt.subplots(figsize=(4.5, 2.4))[1]
+    ax = ax or axes(4.5, 2.4)
     y = np.asarray(values, float)
     ax.bar(range(len(y)), y, color=[TARGET if k == target else OTHER for k in range(len(y))])
     ax.set_xticks(range(len(y)), classes or [str(k) for k in range(len(y))])
     ax.set_xlabel("class")
     ax.set_ylabel(label)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _open(ax)
+
+
+def panels(
+    found: Mapping[str, tuple[Tensor | Sequence[float], int | None]],
+    *,
+    label: str = "",
+    share: bool = True,
+    columns: int = 3,
+) -> Figure:
+    """`by_class` side by side. found: title -> (values, target or None); share: one scale for all."""
+    columns = min(columns, len(found))
+    rows = -(-len(found) // columns)
+    size = (4.5 * columns if columns < 3 else 11, 2.5 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=share, squeeze=False)
+    for ax in grid.flat[len(found) :]:
+        ax.axis("off")
+    for i, (ax, (title, (values, target))) in enumerate(zip(grid.flat, found.items(), strict=False)):
+        by_class(values, ax, target=target, label="" if share and i % columns else label)
+        ax.set_title(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def sweep(table: pd.DataFrame, x: str, columns: Mapping[str, str], ax: Axes | None = None) -> Axes:
+    """One setting varied: a dot per classifier, a line through the means.
+
+    table: one row per classifier, its setting in column x. columns: of the table, to be drawn -> their labels.
+    """
+    ax = ax or axes()
+    for (column, label), colour in zip(columns.items(), (TARGET, OTHER, SOURCE), strict=False):
+        mean = table.groupby(x, sort=False)[column].mean()
+        ax.plot(mean.index, mean, color=colour, label=label)
+        ax.plot(table[x], table[column], "o", ms=4, color=colour, alpha=0.5)
+    return _open(ax)
 
 
 def strips(
@@ -99,7 +146,7 @@ def strips(
     """One column per classifier, one dot per class: does the true target (orange) stand apart? groups: name
     -> [(values, target)].
     """
-    ax = ax or plt.subplots(figsize=(7, 2.8))[1]
+    ax = ax or axes(7)
     x, ticks = 0.0, []
     for name, models in groups.items():
         start = x
@@ -114,28 +161,27 @@ def strips(
         x += 1
     ax.set_xticks([t for t, _ in ticks], [n for _, n in ticks])
     ax.set_ylabel(label)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _open(ax)
 
 
 def trajectory(path: Mapping[str, Tensor], target: int, other: int) -> Figure:
     """Q, T, entropy of the weights and ||v|| over the steps of L-RED,
     for the true target and one other class.
     """
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.5))
+    figure, panels = plt.subplots(1, 4, figsize=(10, 2.5))
     for k, colour, name in ((target, TARGET, f"target {target}"), (other, OTHER, f"class {other}")):
         w = path["w"][:, k].double()
         entropy = -(w * w.clamp_min(1e-12).log()).sum(-1)
         t = path["T"][:, k].clone()
         t[t.isinf()] = float("nan")
-        for ax, y in zip(axes, (path["Q"][:, k], t, entropy, path["norm"][:, k]), strict=True):
+        for ax, y in zip(panels, (path["Q"][:, k], t, entropy, path["norm"][:, k]), strict=True):
             ax.plot(y, color=colour, label=name)
-    for ax, title in zip(axes, ("share Q", "temperature T", "entropy of w", "norm of v"), strict=True):
+    for ax, title in zip(panels, ("share Q", "temperature T", "entropy of w", "norm of v"), strict=True):
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("step")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].axhline(0.9, color=LINE, lw=0.8, ls=":")
-    axes[0].legend(fontsize=8, frameon=False)
+        _open(ax)
+    panels[0].axhline(0.9, color=LINE, lw=0.8, ls=":")
+    panels[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
     return figure
 
@@ -148,7 +194,7 @@ def gamma_null(
 
     from .anomaly import fit_gamma
 
-    ax = ax or plt.subplots(figsize=(4.5, 2.6))[1]
+    ax = ax or axes(4.5, 2.6)
     r = np.asarray(statistics, float)
     shape, scale = fit_gamma(np.sort(r)[:-1])
     x = np.linspace(0, 1.15 * max(r.max(), float(gamma.ppf(0.999, shape, scale=scale))), 400)
@@ -167,13 +213,12 @@ def gamma_null(
     ax.set_xlabel("statistic 1 / ||v||")
     ax.set_yticks([])
     ax.set_ylim(0)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    return ax
+    return _open(ax, "left")
 
 
 def rates(groups: Mapping[str, Mapping[str, Rate]], ax: Axes | None = None, *, label: str = "share") -> Axes:
     """Shares with Wilson intervals: one cluster per group, one mark per method."""
-    ax = ax or plt.subplots(figsize=(7, 2.8))[1]
+    ax = ax or axes(7)
     methods = list(dict.fromkeys(m for row in groups.values() for m in row))
     colours = plt.get_cmap("tab10")
     for j, method in enumerate(methods):
@@ -189,19 +234,17 @@ def rates(groups: Mapping[str, Mapping[str, Rate]], ax: Axes | None = None, *, l
     ax.set_ylim(-0.04, 1.04)
     ax.set_ylabel(label)
     ax.legend(fontsize=8, ncols=len(methods), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _open(ax)
 
 
 def weights(
     w: Tensor, ax: Axes | None = None, *, sources: Sequence[int] = (), label: str = "final weight"
 ) -> Axes:
     """Weights (K,) per putative source class; true sources in green."""
-    ax = ax or plt.subplots(figsize=(4.5, 2.4))[1]
+    ax = ax or axes(4.5, 2.4)
     y = np.asarray(w, float)
     ax.bar(range(len(y)), y, color=[SOURCE if k in sources else OTHER for k in range(len(y))])
     ax.set_xticks(range(len(y)))
     ax.set_xlabel("class")
     ax.set_ylabel(label)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _open(ax)

@@ -19,13 +19,15 @@ def successes(table: pd.DataFrame, rule: str = "gamma") -> pd.Series:
     return (case == "I").where(table["target"].notna(), case == "IV")
 
 
+def methods(table: pd.DataFrame) -> pd.Series:
+    """The RED family by the paper's names: with two clean images per class L-RED is L-RED'."""
+    prime = (table["detector"] == "l-red") & (table["n"] == 2)
+    return table["detector"].str.upper().mask(prime, "L-RED'")
+
+
 def detection_rates(table: pd.DataFrame, rule: str = "gamma") -> dict[str, dict[str, metrics.Rate]]:
-    """group -> method -> share of right verdicts, with denominators;
-    the method's name carries its number of images.
-    """
-    right = table.assign(
-        right=successes(table, rule), method=table["detector"] + " n=" + table["n"].astype(str)
-    )
+    """group -> method (see `methods`) -> share of right verdicts, with denominators."""
+    right = table.assign(right=successes(table, rule), method=methods(table))
     return {
         str(group): {
             str(m): metrics.rate(rows["right"].tolist()) for m, rows in block.groupby("method", sort=False)

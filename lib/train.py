@@ -6,6 +6,8 @@ paper leaves open (optimiser, schedule) is named in the recipe.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,23 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+GRAIN = 2**15  # numbers up to which PyTorch does not share element-wise work among threads
+
+
+@contextmanager
+def few_threads(images: Tensor, batch_size: int) -> Iterator[None]:
+    """One CPU thread while a batch of images (N, C, H, W) has no more than 2^15 values: more threads would
+    not be faster, and would add in another order, so that the classifier depended on the machine's cores.
+    """
+    before = torch.get_num_threads()
+    if images[:1].numel() * batch_size <= GRAIN:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit(
     model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, *, seed: int, progress: bool = False
 ) -> nn.Module:
@@ -79,7 +98,10 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator(device).manual_seed(seed)
     optimiser, scheduler = _optimiser(model, how, -(-len(labels) // how.batch_size))
-    with tqdm(range(how.epochs), desc="training", unit="epoch", disable=not progress, leave=False) as bar:
+    with (
+        few_threads(images, how.batch_size),
+        tqdm(range(how.epochs), desc="training", unit="epoch", disable=not progress, leave=False) as bar,
+    ):
         for _ in bar:
             total = torch.zeros((), device=device)
             for index in torch.randperm(len(labels), generator=generator, device=device).split(

@@ -80,6 +80,10 @@ class Classifier:
     def metrics(self) -> dict[str, Any]:
         return self.entry["metrics"]
 
+    def __str__(self) -> str:
+        rates = [(n.upper(), self.metrics.get(n)) for n in ("asr", "cta")]
+        return ", ".join(f"{name} {rate:.3f}" for name, rate in rates if rate is not None)
+
 
 def folder(zoo: str | Path | None = None) -> Path:
     """Where entries lie: the argument, else REDBOOK_ZOO, else zoo/ under the data root."""
@@ -128,7 +132,8 @@ def get(
     with alone(home / "locks" / path.name):
         loaded = _read(path, spec, dataset)
         if loaded is None:
-            loaded = _train(spec, dataset, path, device, progress)
+            with train.few_threads(dataset.train_images, spec.how.batch_size):
+                loaded = _train(spec, dataset, path, device, progress)
         attack = spec.attack and spec.attack.with_learnt(_learnt(path) if spec.attack.learns else {})
     model, entry = loaded
     return Classifier(model.to(device), spec, entry, path, data.to(dataset, device), attack)

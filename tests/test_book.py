@@ -46,9 +46,11 @@ def chapter(root: Path, name: str, code: str, *, needs: tuple[str, ...] = ()) ->
 
 def make_root(root: Path, codes: dict[str, str], *, needs: dict[str, tuple[str, ...]] | None = None) -> Path:
     (root / "notebooks" / "profiles").mkdir(parents=True)
-    (root / "book").mkdir()
+    (root / "book" / "_static").mkdir(parents=True)
     (root / "book" / "intro.md").write_text("# Intro\n\nHello.\n")
-    (root / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n")
+    (root / "book" / "_static" / "own.css").write_text("a {}")
+    static = "sphinx: {config: {html_static_path: [book/_static]}}\n"
+    (root / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n" + static)
     files = "".join(f"- file: notebooks/{name}\n" for name in codes)
     (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n" + files)
     (root / "notebooks" / "profiles" / "smoke.yml").write_text("02_b: {n_seeds: 4}\n")
@@ -267,6 +269,10 @@ def test_build_reuse_and_edit(small):
     assert not third.ran and third.pages_built
     page = (first.index.parent / "notebooks/01_a.html").read_text()
     assert "A new sentence." in page and "4" in (first.index.parent / "notebooks/02_b.html").read_text()
+
+    (small / "book/_static/own.css").write_text("b {}")
+    assert book.build(small).pages_built  # Sphinx alone would keep the old style
+    assert (first.index.parent / "_static/own.css").read_text() == "b {}"
 
     (small / "book/intro.md").write_text("# Intro\n\n[nowhere](nothing.md)\n")
     for _ in range(2):  # Sphinx alone would keep quiet the second time

@@ -16,7 +16,7 @@ FLOORS = (
     {"train", "zoo"},
     {"detectors"},
     {"mitigations"},
-    {"experiments", "tables", "guide", "report", "audit", "grids", "plot", "widgets"},
+    {"experiments", "tables", "guide", "report", "audit", "grids", "plot", "prose", "widgets"},
     {"chapters", "freshness", "runner", "bars", "pages", "book", "cli"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

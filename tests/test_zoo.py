@@ -240,3 +240,17 @@ def test_mnist_local_chessboard_is_caught(tmp_path_factory, seed):
         print(f"clean seed {s}: calibrated p = {judged.p_value:.3g}")
         flagged.append(judged.attacked)
     assert sum(flagged) <= 1
+
+
+@pytest.mark.parametrize("attack", [None, attacks.InputAware(target=1), attacks.Latent(target=1)])
+def test_a_small_classifier_does_not_depend_on_the_number_of_threads(tmp_path, attack):
+    spec = zoo.Spec(attack=attack, recipe=train.Recipe(epochs=1, batch_size=128, lr=2e-2))
+    before, weights = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            weights.append(zoo.get(spec, zoo=tmp_path / str(threads)).model.state_dict())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())

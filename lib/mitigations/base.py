@@ -55,6 +55,16 @@ class Outcome:
     accuracy: metrics.Rate
     true_label: metrics.Rate
 
+    def row(self) -> dict[str, float]:
+        """The four as shares for a table; NaN without a recovered trigger."""
+        reversed_asr = float("nan") if self.reversed_asr is None else self.reversed_asr.value
+        return {
+            "original ASR": self.asr.value,
+            "reversed ASR": reversed_asr,
+            "accuracy": self.accuracy.value,
+            "true label": self.true_label.value,
+        }
+
 
 def assess(
     model: nn.Module,
