@@ -107,19 +107,27 @@ def _row(task: Task, classifier: zoo.Classifier, scan: detectors.Scan) -> dict[s
 
 def provenance(device: str) -> dict[str, Any]:
     """Commit, versions, device and time, for every row."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
-    except (OSError, subprocess.TimeoutExpired):
-        commit = "unknown"
     name = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.machine()
     return {
-        "commit": commit,
+        "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": name,
         "when": datetime.now(UTC).isoformat("T", "seconds"),
     }
+
+
+def _commit() -> str:
+    """The commit of this package, "-dirty" when its own files differ: a table being written does not count."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        said = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return said.stdout.strip() + "-dirty" * bool(changed.returncode) if said.returncode == 0 else "unknown"
 
 
 def sweep(
