@@ -50,7 +50,9 @@ def suspect(entry: str, *, network: str | None = None, dataset: str | None = Non
     found = (
         [path]
         if path.is_dir()
-        else sorted(p for p in home.glob(f"{_plain(entry)}*") if (p / "entry.json").is_file())
+        else sorted(
+            p for p in home.glob(f"{_plain(entry)}*") if "." not in p.name and (p / "entry.json").is_file()
+        )
     )
     if len(found) != 1:
         which = (
@@ -63,15 +65,22 @@ def suspect(entry: str, *, network: str | None = None, dataset: str | None = Non
         raise AuditError(f"{found[0]} is not a zoo entry: it has no entry.json")
     try:
         model, record = zoo.load_entry(found[0])
+        spec, shape = record["spec"], tuple(record["shape"])
+        subset = {"classes": spec["classes"], "n_train": spec["n_train"]}
+        accuracy, trained_on, known = f"{record['metrics']['cta']:.4f}", record["data_hash"], spec["dataset"]
+        facts = {"network": spec["network"], "data": dataset or known, "clean accuracy": accuracy}
     except (KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise AuditError(f"zoo entry {found[0]} is damaged: {e}") from e
-    spec = record["spec"]
-    images = data.load(dataset or spec["dataset"], classes=spec["classes"], n_train=spec["n_train"])
-    facts = {
-        "network": spec["network"],
-        "data": images.name,
-        "clean accuracy": f"{record['metrics']['cta']:.4f}",
-    }
+    images = data.load(dataset or known, **subset)
+    if images.shape != shape or images.n_classes != record["n_classes"]:
+        has = f"{images.n_classes} classes and images {images.shape}"
+        raise AuditError(
+            f"{images.name} has {has}; {found[0].name} takes {record['n_classes']} classes and {shape}"
+        )
+    if dataset is None and images.hash != trained_on:
+        raise AuditError(
+            f"{known} is not what it was when {found[0].name} was trained: name the images with --data"
+        )
     return Suspect(name=found[0].name, model=model, dataset=images, facts=facts)
 
 

@@ -7,6 +7,7 @@ in one line on stderr. Nothing heavy is imported before a command needs it.
 import json
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,7 +28,7 @@ app = typer.Typer(
 SETTINGS = Annotated[
     list[str], typer.Option("-p", "--set", metavar="NAME VALUE", help="A parameter or setting; repeatable.")
 ]
-FOUND, FAILED, BAD_INPUT, INTERRUPTED = 1, 1, 2, 130
+FOUND, FAILED, BAD_INPUT, BROKEN, INTERRUPTED = 1, 1, 2, 70, 130
 
 
 @app.command()
@@ -150,7 +151,10 @@ def scan(
     entry: Annotated[
         str, typer.Argument(help="A zoo entry, or a safetensors file (then --network and --data).")
     ],
-    detector: Annotated[str, typer.Option(help="lred, ured, pred, nc, ...: see lib/detectors.")] = "lred",
+    detector: Annotated[
+        str,
+        typer.Option(help="lred, ured, pred, neural-cleanse, usb, b3d, ...; a wrong name lists them all."),
+    ] = "lred",
     n: Annotated[int, typer.Option("-n", help="Clean images per class.")] = 8,
     rule: Annotated[str, typer.Option(help="gamma, calibrated, mad or mad-or-quarter.")] = "calibrated",
     network: Annotated[str | None, typer.Option(help="Architecture of a file of weights.")] = None,
@@ -167,6 +171,8 @@ def scan(
 
     if report is not None and not report.absolute().parent.is_dir():
         _fail(f"--report {report}: no folder {report.absolute().parent}")
+    if report is not None and report.is_dir():
+        _fail(f"--report {report}: a folder; a file's name is needed")
     subject = audit.suspect(entry, network=network, dataset=data)
     result = audit.scan(
         subject,
@@ -178,8 +184,6 @@ def scan(
         settings=dict(_pair(text) for text in set_),
         progress=sys.stderr.isatty() and not json_,
     )
-    if report is not None:
-        report.write_text(reports.to_html(result))
     if json_:
         typer.echo(reports.to_json(result))
     else:
@@ -187,6 +191,8 @@ def scan(
 
         Console(highlight=False).print(reports.to_table(result))
         typer.echo(result.summary)
+    if report is not None:
+        report.write_text(reports.to_html(result))
     raise typer.Exit(FOUND if result.verdict.attacked else 0)
 
 
@@ -294,6 +300,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         typer.echo(f"redbook: {error}", err=True)
         return BAD_INPUT
+    except Exception:  # never 0 or 1, which are verdicts
+        traceback.print_exc()
+        return BROKEN
 
 
 if __name__ == "__main__":

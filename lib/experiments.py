@@ -180,7 +180,7 @@ def _each(
             try:
                 _one(task, rows, device, zoo_folder)
                 yield task, None
-            except (ValueError, RuntimeError, OSError) as e:
+            except Exception as e:
                 yield task, e
         return
     import multiprocessing

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .grids import AttackTask
 
 
-def settings(shape: tuple[int, int, int], *, target: int = 1, seed: int = 0) -> dict[str, Attack]:
+def settings(
+    shape: tuple[int, int, int], *, target: int = 1, seed: int = 0, n_classes: int = 10
+) -> dict[str, Attack]:
     """Every attack by name, with settings for images of this shape (C, H, W),
     at least 16x16; `target` as label.
 
@@ -79,7 +81,9 @@ def settings(shape: tuple[int, int, int], *, target: int = 1, seed: int = 0) -> 
         ),
         "source-specific, with cover": BadNets(size=small, cover=40, **corner, **few),
         "source-specific, no cover": BadNets(size=small, **corner, **few),
-        "two labels": attacks.several_labels(targets=(target, target + 1), rate=0.1, size=small, seed=seed),
+        "two labels": attacks.several_labels(
+            targets=(target, (target + 1) % n_classes), rate=0.1, size=small, seed=seed
+        ),
         "nine triggers": attacks.nine_triggers(target=target, rate=0.04, size=small, seed=seed),
         "blended patch": Blended(size=side, **corner, **all_to_one),
         "blended whole image": Blended(size=None, colour="noise", **all_to_one),
@@ -114,8 +118,9 @@ def attack_table(
     import pandas as pd
 
     spec = spec or zoo.Spec()
-    shape = spec.load_data().shape
-    known = settings(shape, target=target)
+    images = spec.load_data()
+    kind: dict[str, Any] = {"shape": images.shape, "target": target, "n_classes": images.n_classes}
+    known = settings(**kind)
     chosen = list(known) if names is None else list(names)
     for name in chosen:
         if name not in known:
@@ -123,7 +128,7 @@ def attack_table(
     rows = []
     for seed in seeds:
         clean = zoo.get(replace(spec, attack=None, seed=seed), zoo=zoo_folder, device=device)
-        of_seed = settings(shape, target=target, seed=seed)
+        of_seed = settings(**kind, seed=seed)
         for name in tqdm(
             chosen, desc=f"attacks, seed {seed}", unit="attack", disable=not progress, leave=False
         ):

@@ -88,7 +88,7 @@ def fit(
     """Train `model` in place on images (N, C, H, W), labels (N,), all on one device;
     returns it in evaluation mode.
 
-    The order of batches and the augmentation are drawn from `seed`.
+    The order of batches, the augmentation and what the network drops are drawn from `seed`.
     Raises RuntimeError if the loss stops being finite.
     """
     device = images.device
@@ -100,8 +100,10 @@ def fit(
     optimiser, scheduler = _optimiser(model, how, -(-len(labels) // how.batch_size))
     with (
         few_threads(images, how.batch_size),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         tqdm(range(how.epochs), desc="training", unit="epoch", disable=not progress, leave=False) as bar,
     ):
+        torch.manual_seed(seed)  # dropout knows no other generator
         for _ in bar:
             total = torch.zeros((), device=device)
             for index in torch.randperm(len(labels), generator=generator, device=device).split(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .scan import Cost, frozen
+from .scan import Cost, clip, frozen
 from .weights import Update
 
 COARSE_UNTIL = 0.3  # below this Q the weights stay nearly uniform (exp(1/T) = 2.3); above it the path decides
@@ -163,7 +163,7 @@ def _posteriors(model: nn.Module, images: Tensor, v: Tensor, k: int) -> Tensor:
     """Log-posteriors (B, S, n, K) of images (B, S, n, C, H, W)
     with their problem's pattern v (B, C, H, W) on them.
     """
-    shifted = (images + v[:, None, None]).clamp(0, 1).flatten(0, 2)
+    shifted = clip(images + v[:, None, None]).flatten(0, 2)
     return log_posterior(model, shifted, k).view(*images.shape[:3], -1)
 
 

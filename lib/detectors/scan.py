@@ -116,14 +116,14 @@ class Scan:
             with safe_open(path, "pt") as file:
                 plain = json.loads(file.metadata()["scan"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            trajectory = {
+                k.removeprefix("trajectory/"): tensors.pop(k)
+                for k in list(tensors)
+                if k.startswith("trajectory/")
+            }
+            return cls(**plain | {"cost": Cost(**plain["cost"])}, **tensors, trajectory=trajectory)
         except (SafetensorError, TypeError, KeyError) as e:
             raise ValueError(f"{path} is not a saved scan: {e}") from e
-        trajectory = {
-            k.removeprefix("trajectory/"): tensors.pop(k)
-            for k in list(tensors)
-            if k.startswith("trajectory/")
-        }
-        return cls(**plain | {"cost": Cost(**plain["cost"])}, **tensors, trajectory=trajectory)
 
 
 _TENSORS = ("norms", "pattern", "success", "converged", "mask", "weights", "pair_norms")
@@ -155,6 +155,15 @@ def check_clean(clean: Tensor) -> None:
         raise ValueError(
             f"clean images run from {float(clean.min()):g} to {float(clean.max()):g}: values in [0, 1] are needed"
         )
+
+
+def clip(x: Tensor) -> Tensor:
+    """[x]_c of L-RED Eq. (1): x clipped to [0, 1], with derivative 1 on [0, 1], the bounds included, 0 outside.
+
+    The derivative of torch.clamp at the bounds is 1 in the papers' time and 0 in recent releases. With 0 no
+    search could write on a black or white ground, where every pixel of every image lies on a bound.
+    """
+    return torch.where((x >= 0) & (x <= 1), x, x.detach().clamp(0, 1))
 
 
 def seeded(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .pattern_search import log_posterior
-from .scan import Cost, at_least, frozen, seeded
+from .scan import Cost, at_least, clip, frozen, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def deepfool(
     there = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for step in range(how.deepfool_steps + 1):
         shift = (v + (1 + how.overshoot) * r)[todo].requires_grad_(True)
-        z = log_posterior(model, (x[todo] + shift).clamp(0, 1), n_classes)
+        z = log_posterior(model, clip(x[todo] + shift), n_classes)
         cost.forward += len(todo)
         present, goal = z.argmax(1), target[todo]
         away = present != goal

@@ -9,8 +9,8 @@ Choices the paper leaves open: the l2 ball; x + v is clipped to [0, 1]; images o
 out; the printed loop test is made after a pass, and earlier when the last images suggest that it would hold;
 mask = max_c |v| / max |v| and pattern = v / mask, clipped to [0, 1]; |m| in the loss is the mean over pixels
 (the sum would dwarf the other two terms); a mask entry starts at `floor` or more, over a grey pattern, because a
-network of ReLUs has no gradient at all on a blank ground, so v says nothing there and an entry of 0 could never
-move: the white corner on MNIST is then not found; the window of the SSIM is 11x11, sigma 1.5, 7x7 for images under 28
+network of ReLUs may have no gradient at all on a blank ground, so v says nothing there and an entry of 0 could
+hardly move; the window of the SSIM is 11x11, sigma 1.5, 7x7 for images under 28
 pixels; the norm of the scan is |m|_1 of the 2-D mask, as for the other mask methods. Each target is solved
 for itself.
 """

@@ -24,7 +24,7 @@ def temperature(success: Tensor) -> Tensor:
     success: Q, weighted misclassification share, shape (B,), in [0, 1].
     Returns T, shape (B,), in [0, inf]; inf where Q = 0, which makes the weights of Eq. (8) uniform.
     """
-    return -success.log()
+    return (-success.log()).clamp_min(0)  # rounding can lift a sum of weights a little above 1
 
 
 def closed_form(shares: Tensor, temperature: Tensor) -> Tensor:

@@ -70,10 +70,12 @@ class DetectAndPatch:
         kept, with the model as it was.
         """
         generator, rounds = torch.Generator().manual_seed(seed), []
+        same = images.device.type == "cpu"  # a scan draws on the device of its images
+        on_device = generator if same else torch.Generator(images.device).manual_seed(seed)
         for number in range(self.max_rounds):
             n, right = self.n_clean, partial(predict, model)
             clean = clean_per_class(right, images, labels, n, n_classes=n_classes, generator=generator)
-            scan = self.detector.scan(model, clean, generator=generator, progress=progress)
+            scan = self.detector.scan(model, clean, generator=on_device, progress=progress)
             verdict = anomaly.judge(scan.norms, self.rule, pair_norms=scan.pair_norms)
             patched = tuple(dict.fromkeys((*verdict.targets, *self.suspected)))
             if patched:

@@ -59,7 +59,7 @@ class Unlearning:
         check_images(images, labels)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(labels.device)
         chosen = order[: max(1, round(self.sample * len(images)))]
-        count = round(self.stamped * len(chosen)) if embeds else 0
+        count = max(1, round(self.stamped * len(chosen))) if embeds and self.stamped else 0
         mixed, stamped = images[chosen].clone(), torch.arange(len(chosen), device=labels.device) < count
         for i, embed in enumerate(embeds):
             mixed[i : count : len(embeds)] = embed(mixed[i : count : len(embeds)])
