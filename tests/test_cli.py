@@ -1,6 +1,7 @@
 """The command line: exit statuses, pure JSON, one clear line for bad input, and nothing written by it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,34 @@ def test_bad_scan_settings(capsys, options, words):
     code, out, err = call(capsys, "scan", entry, "--device", "cpu", *options)
     assert code == 2 and not out
     assert "Traceback" not in err and all(word in err for word in words)
+
+
+def test_an_unexpected_error_is_no_verdict(capsys, monkeypatch):
+    def broken(*args, **options):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("lib.audit.suspect", broken)
+    code, out, err = call(capsys, "scan", "anything")
+    assert code not in (0, 1, 2) and not out and "a bug" in err
+
+
+def test_an_entry_put_aside_does_not_hide_the_one_that_took_its_place(capsys, zoo):
+    name = trained(capsys, "C-0")["entry"]
+    aside = zoo / f"{name}.corrupt-1"
+    shutil.copytree(zoo / name, aside)
+    try:
+        assert call(capsys, "scan", name, "--json")[0] == 0
+    finally:
+        shutil.rmtree(aside)
+
+
+def test_an_entry_is_refused_when_its_images_have_changed(capsys, zoo, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(zoo / trained(capsys, "C-0")["entry"], changed)
+    entry = json.loads((changed / "entry.json").read_text())
+    (changed / "entry.json").write_text(json.dumps(entry | {"data_hash": "another"}))
+    code, out, err = call(capsys, "scan", str(changed))
+    assert code == 2 and not out and "is not what it was" in err and len(err.splitlines()) == 1
 
 
 def test_damaged_or_pickled_weights_are_refused(capsys, zoo, tmp_path):

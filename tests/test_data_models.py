@@ -174,6 +174,19 @@ def test_training_is_repeatable_and_learns():
     assert float(metrics.cta(models.predict(a, x), digits.test_labels)) > 0.8
 
 
+def test_what_a_network_drops_is_drawn_from_the_seed():
+    def run():
+        net = models.build("mobilenetv2", n_classes=10, shape=(1, 32, 32), seed=0)
+        x = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        how = train.Recipe(epochs=1, batch_size=8, lr=1e-3)
+        return train.fit(net, x, torch.arange(16) % 10, how, seed=0).state_dict()
+
+    state = torch.get_rng_state()
+    first, second = run(), run()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws were used
+
+
 def test_diverging_training_is_an_error():
     net = models.build("small", n_classes=10, shape=(1, 16, 16))
     with pytest.raises(RuntimeError, match="lower lr"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lib.detectors import LRED, PRED, URED, Scan, SurrogateRED, build
 from lib.detectors import weights as W
 from lib.detectors.pattern_search import Problems, estimate
+from lib.detectors.scan import clip
 from tests import planted
 
 shares = st.lists(st.integers(0, 8), min_size=2, max_size=9).map(
@@ -161,6 +162,26 @@ def test_planted_backdoor_is_found_and_its_source_named():
     assert one.weights[1].argmax() == 0
     assert everything.norms[1] < 0.8 * everything.norms[[0, 2, 3]].min()
     assert PRED().scan(some, clean).weights[1, 0] == 1
+
+
+def test_clip_is_the_identity_on_the_valid_domain_its_bounds_included():
+    x = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1], requires_grad=True)
+    (slope,) = torch.autograd.grad(clip(x).sum(), x)
+    assert clip(x).tolist() == pytest.approx([0, 0, 0.5, 1, 1]) and slope.tolist() == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("detector", [PRED(), URED(), LRED()], ids=lambda d: type(d).__name__)
+def test_a_trigger_on_black_ground_is_found(detector):
+    x = planted.images(8).masked_fill(planted.corner(), 0.0)  # no image has a gradient of torch.clamp there
+    scan = detector.scan(planted.model(target=1), x)
+    assert int(scan.norms.argmin()) == 1 and scan.pattern[1][0, planted.corner()].min() > 0.1
+
+
+@pytest.mark.parametrize("sources", [9, 10, 11, 14, 19, 42])
+def test_all_images_arriving_at_once_is_no_error(sources):
+    w, q = torch.full((1, sources), 1 / sources), torch.ones(1, sources)  # float32: the sum may pass 1
+    new, t = W.annealed(W.schedule("paper"))(w, q, -q, 1)
+    assert 0 <= float(t) < 1e-6 and torch.allclose(new, w)
 
 
 def test_recovered_pattern_does_what_the_scan_says():
