@@ -170,6 +170,8 @@ def scan(
         raise AuditError(f"no rule '{rule}': allowed are {', '.join(anomaly.RULES)}")
     if n < 1:
         raise AuditError(f"n = {n}: at least one clean image per class is needed")
+    if rule in ("gamma", "calibrated") and (k := subject.dataset.n_classes) < 3:
+        raise AuditError(f"rule '{rule}' judges three classes or more, not {k}: take mad or mad-or-quarter")
     known, how = detector(name, settings)
     model, images = subject.model.to(device), data.to(subject.dataset, device)
     clean = data.clean_per_class(
@@ -182,7 +184,9 @@ def scan(
     )
     found = how.scan(model, clean, generator=torch.Generator(device).manual_seed(seed), progress=progress)
     verdicts = {rule: anomaly.judge(found.norms, rule, pair_norms=found.pair_norms, level=level)}
-    for other in anomaly.RULES:  # beside the deciding one; some cannot judge every set of statistics
+    for other in (
+        r for r in anomaly.RULES if r != rule
+    ):  # beside the deciding one; some cannot judge every set of statistics
         with contextlib.suppress(anomaly.AnomalyError):
             verdicts[other] = anomaly.judge(found.norms, other, pair_norms=found.pair_norms, level=level)
     facts = dict(subject.facts) | {"clean images per class": n, "seed": seed} | experiments.provenance(device)

@@ -98,8 +98,14 @@ def _row(task: Task, classifier: zoo.Classifier, scan: detectors.Scan) -> dict[s
     if scan.weights is not None and attack:
         row["weights"] = scan.weights[attack.target].tolist()
     for rule in anomaly.RULES:
-        verdict = anomaly.judge(scan.norms, rule, pair_norms=scan.pair_norms)
         name = rule.replace("-", "_")
+        try:
+            verdict = anomaly.judge(scan.norms, rule, pair_norms=scan.pair_norms)
+        except (
+            anomaly.AnomalyError
+        ):  # no such verdict, as of the Gamma rules on two classes: the scan is kept
+            row |= {f"{name}_score": float("nan"), f"{name}_flags": [], f"{name}_case": None}
+            continue
         row |= {f"{name}_score": verdict.score, f"{name}_flags": list(verdict.targets)}
         row[f"{name}_case"] = metrics.case(verdict.targets, row["target"])
     return row

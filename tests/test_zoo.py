@@ -118,6 +118,15 @@ def test_one_tidy_row_per_classifier_and_detector(swept):
         assert anomaly.gamma(1 / torch.tensor(list(row["norms"]))).score == pytest.approx(row["gamma_score"])
 
 
+def test_two_classes_are_scanned_and_judged_by_the_rules_that_can(tmp_path):
+    text = "classifiers: [{dataset: digits, network: small, recipe: smoke, classes: [0, 1], groups: [C-0], seeds: 1}]"
+    (tmp_path / "two.yml").write_text(text + "\ndetectors: [{name: l-red, n: 2}]\n")
+    tasks = grids.read_grid(tmp_path / "two.yml")
+    (row,) = experiments.sweep(tasks, tmp_path / "o.parquet", zoo_folder=tmp_path, progress=False).iloc
+    assert len(row["norms"]) == 2 and row["mad_case"] == "IV"
+    assert row["gamma_score"] != row["gamma_score"] and row["gamma_case"] is None
+
+
 def test_a_finished_sweep_computes_nothing(swept, monkeypatch):
     folder, tasks, table = swept
     monkeypatch.setattr(experiments, "run", lambda *a, **k: pytest.fail("ran again"))
