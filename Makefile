@@ -67,7 +67,7 @@ lint: $(READY)  ## ruff, mypy, and no outputs in the notebooks
 
 clean:  ## remove what was built (keeps .venv, and the data in data/cache)
 	@rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## also the environment and the vendored scripts
 	@rm -rf $(VENV) node_modules book/_static/vendor *.egg-info

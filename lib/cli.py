@@ -1,4 +1,4 @@
-"""The command line: `redbook build | run | train | scan | attacks | sweep | bench`. Thin: the work is in the package.
+"""The command line: `redbook build | run | train | scan | sweep | bench`. Thin: the work is in the package.
 
 Exit status: 0 done, and for a scan nothing found; 1 a backdoor found, or a chapter failed; 2 bad input, said
 in one line on stderr. Nothing heavy is imported before a command needs it.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from lib.book import Report
+    from .book import Summary
 
 # ruff: noqa: B006  typer copies the default of a repeatable option
 app = typer.Typer(
@@ -35,32 +35,22 @@ FOUND, FAILED, BAD_INPUT, BROKEN, INTERRUPTED = 1, 1, 2, 70, 130
 def build(
     profile: Annotated[str, typer.Option(help="A file of notebooks/profiles, by name or path.")] = "smoke",
     jobs: Annotated[int | None, typer.Option(min=1, help="Chapters at once; default: one per core.")] = None,
-    only: Annotated[
-        list[str], typer.Option(help="Run just this chapter, such as 04, and what it needs.")
-    ] = [],
+    only: Annotated[list[str], typer.Option(help="Run just this chapter, such as 04.")] = [],
     force: Annotated[bool, typer.Option(help="Run chapters even if they are fresh.")] = False,
     offline: Annotated[
         bool, typer.Option(help="Pages without external requests (npm fetches scripts once).")
     ] = False,
 ) -> None:
     """Run the chapters that are not fresh, and build _build/html/index.html."""
-    from lib import book
-    from lib.bars import Bars
+    from . import book
 
-    with Bars() as bars:
-        report = book.build(
-            book.find_root(),
-            profile=profile,
-            jobs=jobs,
-            only=only,
-            force=force,
-            offline=offline,
-            progress=bars,
-        )
-    _tell(report, only=bool(only))
+    how: dict[str, Any] = {"jobs": jobs, "only": only, "force": force, "offline": offline}
+    with book.Bars() as bars:
+        summary = book.make(book.find_root(), profile=profile, **how, progress=bars)
+    _tell(summary, only=bool(only))
 
 
-def _tell(report: "Report", *, only: bool) -> None:
+def _tell(report: "Summary", *, only: bool) -> None:
     for failure in report.failures:
         typer.echo(f"failed: {failure}", err=True)
     counts = f"{len(report.ran)} chapters run, {len(report.reused)} fresh"
@@ -82,22 +72,22 @@ def run(
     ] = None,
 ) -> None:
     """Run one chapter with parameters of your own, and print what it glued."""
-    from lib import book, chapters
-    from lib.bars import Bars
+    from . import book
+    from .book import notebooks, parameters
 
     pairs = dict(_pair(text) for text in set_)
-    chapters.read(notebook)
-    given = chapters.check(notebook, pairs)
+    notebooks.read(notebook)
+    given = parameters.check(notebook, pairs)
     root = book.find_root(notebook.resolve().parent)
     out = (out or root / "_build" / "runs" / notebook.name).resolve()
     if out == notebook.resolve():
         _fail(f"{out} is the chapter itself: give another --out")
-    with Bars() as bars:
+    with book.Bars() as bars:
         failure = book.run_chapter(root, notebook.resolve(), given, out, progress=bars)
     if failure:
         typer.echo(f"failed: {failure}", err=True)
         raise typer.Exit(FAILED)
-    for name, value in chapters.glued(out).items():
+    for name, value in notebooks.glued(out).items():
         if not isinstance(value, dict):
             typer.echo(f"{name} = {value}")
     typer.echo(f"executed notebook: {out}")
@@ -123,10 +113,8 @@ def train(
     device: DEVICE = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a classifier (once: the zoo keeps it), and print its accuracy,
-    its attack's success, and its name.
-    """
-    from lib import attacks, zoo
+    """Train a classifier (once: the zoo keeps it), and print its accuracy, its attack's success, its name."""
+    from . import attacks, zoo
 
     spec = zoo.Spec(
         dataset=data,
@@ -137,13 +125,13 @@ def train(
     )
     made = zoo.get(spec, device=_device(device), progress=sys.stderr.isatty() and not json_)
     if json_:
-        typer.echo(json.dumps({"entry": made.path.name, "path": str(made.path), **made.metrics}))
+        typer.echo(json.dumps({"entry": made.name, "path": str(made.path), **made.metrics}))
         return
     typer.echo(f"CTA    {100 * made.metrics['cta']:.2f} %")
     for name, label in (("asr", "ASR"), ("collateral", "collateral")):
         if made.metrics.get(name) is not None:
             typer.echo(f"{label:<6} {100 * made.metrics[name]:.2f} %")
-    typer.echo(f"entry  {made.path.name}")
+    typer.echo(f"entry  {made.name}")
 
 
 @app.command()
@@ -156,7 +144,9 @@ def scan(
         typer.Option(help="lred, ured, pred, neural-cleanse, usb, b3d, ...; a wrong name lists them all."),
     ] = "lred",
     n: Annotated[int, typer.Option("-n", help="Clean images per class.")] = 8,
-    rule: Annotated[str, typer.Option(help="gamma, calibrated, mad or mad-or-quarter.")] = "calibrated",
+    rule: Annotated[
+        str, typer.Option(help="gamma, gamma-pairs, calibrated, mad or mad-or-quarter.")
+    ] = "calibrated",
     network: Annotated[str | None, typer.Option(help="Architecture of a file of weights.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Image set that the classifier is for.")] = None,
     set_: SETTINGS = [],
@@ -164,26 +154,22 @@ def scan(
     device: DEVICE = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     report: Annotated[Path | None, typer.Option(help="Also write a self-contained HTML page.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Also keep the scan, patterns and all, in a safetensors file.")
+    ] = None,
 ) -> None:
     """Look for a backdoor. Exit status 0: nothing found, 1: a backdoor, 2: bad input."""
-    from lib import audit
-    from lib import report as reports
+    from .audit import report as reports
+    from .audit.examine import examine
+    from .audit.suspects import suspect
+    from .detectors import from_words
 
-    if report is not None and not report.absolute().parent.is_dir():
-        _fail(f"--report {report}: no folder {report.absolute().parent}")
-    if report is not None and report.is_dir():
-        _fail(f"--report {report}: a folder; a file's name is needed")
-    subject = audit.suspect(entry, network=network, dataset=data)
-    result = audit.scan(
-        subject,
-        detector,
-        n=n,
-        rule=rule,
-        seed=seed,
-        device=_device(device),
-        settings=dict(_pair(text) for text in set_),
-        progress=sys.stderr.isatty() and not json_,
-    )
+    for option, path in (("--report", report), ("--save", save)):
+        _check_output(option, path)
+    known, how = from_words(detector, dict(_pair(text) for text in set_))
+    subject = suspect(entry, network=network, dataset=data).to(_device(device))
+    watched = sys.stderr.isatty() and not json_
+    result = examine(subject, how, name=known, n=n, rule=rule, seed=seed, progress=watched)
     if json_:
         typer.echo(reports.to_json(result))
     else:
@@ -193,23 +179,16 @@ def scan(
         typer.echo(result.summary)
     if report is not None:
         report.write_text(reports.to_html(result))
+    if save is not None:
+        result.scan.save(save)
     raise typer.Exit(FOUND if result.verdict.attacked else 0)
 
 
-@app.command()
-def attacks(
-    grid: Annotated[Path, typer.Argument(help="A YAML file, such as data/grids/attacks.yml.")],
-    out: Annotated[Path | None, typer.Option(help="The table; default: data/results/<grid>.parquet.")] = None,
-    device: DEVICE = "auto",
-) -> None:
-    """Train every attack of the field guide beside a clean classifier, and print ASR and CTA; resumable."""
-    from lib import grids, guide
-
-    tasks = grids.read_attacks(grid)
-    out = out or Path("data/results") / f"{grid.stem}.parquet"
-    table = guide.attack_tables(tasks, out, device=_device(device))
-    typer.echo(guide.summary(table).to_string(float_format="{:.3f}".format))
-    typer.echo(f"{int(table['works'].sum())} of {len(table)} classifiers meet both marks; table: {out}")
+def _check_output(option: str, path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        _fail(f"{option} {path}: no folder {path.absolute().parent}")
+    if path is not None and path.is_dir():
+        _fail(f"{option} {path}: a folder; a file's name is needed")
 
 
 @app.command()
@@ -220,15 +199,20 @@ def sweep(
     device: DEVICE = "auto",
 ) -> None:
     """Run every row of a grid that the table lacks; resumable after any kill."""
-    from lib import experiments, grids
+    from .experiments import sweep as sweeps
+    from .experiments.grids import read_grid
+    from .experiments.tables import attack_summary, works
 
-    tasks = grids.read_grid(grid)
+    tasks, where = read_grid(grid), _device(device)
     out = out or Path("data/results") / f"{grid.stem}.parquet"
     try:
-        table = experiments.sweep(tasks, out, workers=workers, device=_device(device))
+        table = sweeps.run(tasks, out, workers=workers, device=where)
     except RuntimeError as error:
         typer.echo(f"redbook: {error}", err=True)
         raise typer.Exit(FAILED) from None
+    if "clean_cta" in table:  # a grid of attacks
+        typer.echo(attack_summary(table).to_string(float_format="{:.3f}".format))
+        typer.echo(f"{int(works(table).sum())} of {len(table)} classifiers meet both marks")
     typer.echo(f"{len(table)} rows in {out}")
 
 
@@ -240,13 +224,12 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 3.0,
     device: DEVICE = "auto",
 ) -> None:
-    """Image-gradients per second of one step of a scan of all classes at once:
-    what a scan's seconds come from.
-    """
-    from lib import audit
+    """Image-gradients per second of one step of a scan of all classes: what a scan's seconds come from."""
+    from .audit.bench import throughput
 
-    rate, batch = audit.throughput(network, data, n=n, seconds=seconds, device=_device(device))
-    where = f"{network}, {data}, n = {n}, {_device(device)}"
+    on = _device(device)
+    rate, batch = throughput(network, data, n=n, seconds=seconds, device=on)
+    where = f"{network}, {data}, n = {n}, {on}"
     typer.echo(f"{rate:,.0f} image-gradients per second, {batch:,} per step ({where})")
 
 
@@ -287,9 +270,8 @@ def _joined(argv: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command `redbook`; returns the exit status, and turns bad input into one line."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # end as Ctrl-C does: children, then partial files
+    # end as Ctrl-C does: children, then partial files
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command: Any = typer.main.get_command(app)
     try:
         return command.main(args=_joined(sys.argv[1:] if argv is None else argv), prog_name="redbook") or 0

@@ -1,17 +1,20 @@
 """How good an attack, a verdict or a repair is: rates with their denominators and intervals.
 
-Everything here works on predicted labels, so it needs no model. Sources: L-RED (Xiang et al. 2021,
-Definition A.1, Sec. 4.2), B3D (Dong et al. 2021, Cases I-IV), Neural Cleanse (Wang et al. 2019).
+Everything here works on predicted labels and scores, so it needs no model.
+
+Sources: "L-RED: Efficient Post-Training Detection of Imperceptible Backdoor Attacks without Access to the
+Training Set" (Xiang et al. 2021), Definition A.1 and Sec. 4.2; B3D, "Black-box Detection of Backdoor Attacks
+with Limited Information and Data" (Dong et al. 2021), Cases I to IV; "Neural Cleanse: Identifying and
+Mitigating Backdoor Attacks in Neural Networks" (Wang et al. 2019), the attack success rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
-from scipy.stats import fisher_exact, norm
+from scipy.stats import binomtest, fisher_exact
 from torch import Tensor
 
 
@@ -33,9 +36,8 @@ class Rate:
         """Wilson score interval at the stated confidence; (0, 1) when the total is 0."""
         if not self.total:
             return 0.0, 1.0
-        z, n, p = float(norm.ppf(0.5 + self.confidence / 2)), self.total, self.value
-        centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+        found = binomtest(self.count, self.total).proportion_ci(self.confidence, method="wilson")
+        return float(found.low), float(found.high)
 
     @property
     def fraction(self) -> str:
@@ -62,30 +64,36 @@ def cta(predicted: Tensor, labels: Tensor) -> Rate:
 
 
 def asr(predicted: Tensor, labels: Tensor, target: int, sources: Iterable[int] | None = None) -> Rate:
-    """Attack success rate: share of stamped test images of the source classes sent to `target`.
+    """Attack success rate: the share of stamped images of the source classes sent to `target`.
 
-    predicted, labels: (N,) predictions on stamped images and true labels. Images of the target class are
-    always left out: they would count as successes for free. `sources` None means every class but the target
-    ([LR] 4.2, [NC]).
+    predicted: (N,) predictions on stamped images.
+    labels: (N,) their true labels.
+    sources: None means every class but the target (L-RED Sec. 4.2, Neural Cleanse).
+    Images of the target class are always left out: they would count as successes for free.
     """
-    return rate(predicted[_of(labels, target, sources)] == target)
+    return rate(predicted[of_sources(labels, target, sources)] == target)
 
 
 def non_source_rate(predicted: Tensor, labels: Tensor, target: int, sources: Iterable[int]) -> Rate:
     """Share of stamped test images that are neither source nor target and still go to `target`."""
-    inside = _of(labels, target, sources)
+    inside = of_sources(labels, target, sources)
     return rate(predicted[~inside & (labels != target)] == target)
 
 
-def _of(labels: Tensor, target: int, sources: Iterable[int] | None) -> Tensor:
+def of_sources(labels: Tensor, target: int, sources: Iterable[int] | None = None) -> Tensor:
+    """Which of `labels` (N,) are of a source class, (N,) bool; never the target's.
+
+    sources: None means every class but the target.
+    """
+    away = labels != target
     if sources is None:
-        return labels != target
-    return torch.isin(labels, torch.as_tensor(list(sources), device=labels.device)) & (labels != target)
+        return away
+    return torch.isin(labels, torch.as_tensor(list(sources), device=labels.device)) & away
 
 
 @dataclass(frozen=True)
 class Collateral:
-    """Collateral damage of one class (Definition A.1): stamped against clean confusion with the target."""
+    """Collateral damage of one class: its stamped against its clean confusion with the target."""
 
     label: int
     stamped: Rate
@@ -98,11 +106,13 @@ class Collateral:
 
 
 def collateral_damage(stamped: Tensor, clean: Tensor, labels: Tensor, target: int) -> list[Collateral]:
-    """Per class other than `target`: share sent to it with the pattern and without ([LR] Definition A.1).
+    """Per class other than `target`: share sent to it with the pattern and without.
 
-    stamped, clean: (N,) predictions on the same images with and without the pattern; labels (N,).
-    "Significantly higher" is not quantified in the paper; here it is a one-sided Fisher exact test,
-    uncorrected.
+    This is L-RED's Definition A.1. "Significantly higher" is not quantified in the paper; here it is a
+    one-sided Fisher exact test, uncorrected.
+
+    stamped, clean: (N,) predictions on the same images with and without the pattern.
+    labels: (N,) their true labels.
     """
     found = []
     for label in sorted(set(labels.tolist()) - {target}):
@@ -114,7 +124,11 @@ def collateral_damage(stamped: Tensor, clean: Tensor, labels: Tensor, target: in
 
 
 def case(flagged: Iterable[int], target: int | None) -> str:
-    """Case I-IV of B3D Sec. 4 for the flagged classes of one model; `target` None for a clean model."""
+    """Case I to IV of B3D Sec. 4 for the flagged classes of one model.
+
+    target: None for a clean model.
+    I: the target alone. II: the target and others. III: others only. IV: nothing.
+    """
     flagged = set(flagged)
     if not flagged:
         return "IV"
@@ -124,20 +138,20 @@ def case(flagged: Iterable[int], target: int | None) -> str:
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve: P(score of a positive > score of a negative) + half the ties; in [0, 1]."""
+    """Area under the ROC curve: P(a positive's score > a negative's) + half the ties; in [0, 1]."""
+    from sklearn.metrics import roc_auc_score
+
     scores = torch.cat([positive, negative]).double()
-    order = torch.unique(scores, return_inverse=True, return_counts=True)
-    counts = order[2].double()
-    ranks = (counts.cumsum(0) - counts + (counts + 1) / 2)[order[1]]
-    n, m = positive.numel(), negative.numel()
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    ranks = torch.unique(scores, return_inverse=True)[1]  # scikit-learn takes no infinite scores
+    is_positive = [1] * len(positive) + [0] * len(negative)
+    return float(roc_auc_score(is_positive, ranks.cpu().numpy()))
 
 
 def threshold_at(clean: Tensor, fpr: float) -> float:
-    """The smallest threshold that at most a share `fpr` of the clean scores (N,) exceeds; larger is rejected.
+    """The smallest threshold that at most a share `fpr` of the clean scores (N,) exceeds.
 
-    It is one of the clean scores, so nothing but clean inputs decides it. Raises ValueError for no scores,
-    NaN, or fpr outside [0, 1).
+    What is larger is rejected. It is one of the clean scores, so nothing but clean inputs decides it.
+    Raises ValueError for no scores, NaN, or fpr outside [0, 1).
     """
     if not clean.numel() or clean.isnan().any() or not 0 <= fpr < 1:
         raise ValueError(

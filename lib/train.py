@@ -2,6 +2,9 @@
 
 The data lives on the device as one tensor; a batch is an index, an augmentation is indexing too. What a
 paper leaves open (optimiser, schedule) is named in the recipe.
+
+    >>> digits = data.load("digits")
+    >>> fit(network, *digits.train, recipe("smoke"), seed=0)
 """
 
 from __future__ import annotations
@@ -15,31 +18,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
+from .settings import Settings, choice, number
+
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """How a classifier is trained."""
 
-    epochs: int
-    batch_size: int
-    lr: float
-    optimiser: str = "adam"  # adam or sgd (Nesterov momentum 0.9)
-    weight_decay: float = 0.0
-    schedule: str = "one-cycle"  # one-cycle, cosine or constant
+    epochs: int = number(least=1)
+    batch_size: int = number(least=1)
+    lr: float = number(above=0)
+    optimiser: str = choice("adam", ("adam", "sgd"))  # sgd with Nesterov momentum 0.9
+    weight_decay: float = number(0.0, least=0)
+    schedule: str = choice("one-cycle", ("one-cycle", "cosine", "constant"))
     augment: bool = False  # random crop with padding 4 and horizontal flip
     bf16: bool = False  # bfloat16 autocast and channels-last; used on CUDA alone
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimiser", ("adam", "sgd")),
-            ("schedule", ("one-cycle", "cosine", "constant")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError(
-                f"epochs = {self.epochs}, batch_size = {self.batch_size}, lr = {self.lr}: all must be positive"
-            )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -59,7 +52,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name. Raises ValueError naming the allowed ones."""
+    """A recipe by name. Raises ValueError, naming the allowed ones, for any other."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}: allowed are {', '.join(RECIPES)}")
     return RECIPES[name]
@@ -70,8 +63,10 @@ GRAIN = 2**15  # numbers up to which PyTorch does not share element-wise work am
 
 @contextmanager
 def few_threads(images: Tensor, batch_size: int) -> Iterator[None]:
-    """One CPU thread while a batch of images (N, C, H, W) has no more than 2^15 values: more threads would
-    not be faster, and would add in another order, so that the classifier depended on the machine's cores.
+    """One CPU thread while a batch of images (N, C, H, W) has no more than GRAIN values.
+
+    More threads would not be faster, and would add in another order: the classifier would depend on the
+    machine's cores.
     """
     before = torch.get_num_threads()
     if images[:1].numel() * batch_size <= GRAIN:
@@ -85,11 +80,13 @@ def few_threads(images: Tensor, batch_size: int) -> Iterator[None]:
 def fit(
     model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, *, seed: int, progress: bool = False
 ) -> nn.Module:
-    """Train `model` in place on images (N, C, H, W), labels (N,), all on one device;
-    returns it in evaluation mode.
+    """Train `model` in place.
 
-    The order of batches, the augmentation and what the network drops are drawn from `seed`.
-    Raises RuntimeError if the loss stops being finite.
+    images, labels: (N, C, H, W) and (N,), on the device where it is to be trained.
+    how: the recipe.
+    seed: the order of batches, the augmentation and what the network drops are drawn from it.
+
+    Returns the model, in evaluation mode.  Raises RuntimeError if the loss stops being finite.
     """
     device = images.device
     model.to(device).train()
@@ -106,9 +103,8 @@ def fit(
         torch.manual_seed(seed)  # dropout knows no other generator
         for _ in bar:
             total = torch.zeros((), device=device)
-            for index in torch.randperm(len(labels), generator=generator, device=device).split(
-                how.batch_size
-            ):
+            order = torch.randperm(len(labels), generator=generator, device=device)
+            for index in order.split(how.batch_size):
                 batch = _augment(images[index], generator) if how.augment else images[index]
                 with torch.autocast(device.type, torch.bfloat16, enabled=fast):
                     loss = cross_entropy(model(batch), labels[index])
@@ -155,6 +151,5 @@ def _augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Te
     rows = top + torch.arange(h, device=device)
     cols = torch.arange(w, device=device).expand(n, w)
     cols = left + torch.where(flip.bool(), w - 1 - cols, cols)
-    return padded[
-        torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], cols[:, None, :]
-    ].permute(0, 3, 1, 2)
+    each = torch.arange(n, device=device)[:, None, None]
+    return padded[each, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)

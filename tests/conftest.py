@@ -18,6 +18,11 @@ class Built:
     failures: tuple[str, ...]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist's marker is known without it too, as under `-p no:xdist`."""
+    config.addinivalue_line("markers", "xdist_group: tests that one worker runs")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker builds the book, first of all; the others begin with what trains long, and end with pages."""
     turn = {}
@@ -36,21 +41,20 @@ def book() -> Built:
     """Build the smoke book in _build/test, reusing fresh chapters; offline where npm is to be had."""
     from filelock import FileLock
 
-    from lib import book, pages
-    from lib.chapters import BookError
+    from lib.book import BookError, jupyter_book, make, plan
 
     build = ROOT / "_build"
     build.mkdir(exist_ok=True)
     with FileLock(build / "test.lock"):
         try:
-            offline = bool(pages.vendor(ROOT))
+            offline = bool(jupyter_book.vendor(ROOT))
         except BookError:
             offline = False
-        report = book.build(ROOT, profile="smoke", offline=offline, pages_in=build / "test")
-        chapters = {c.name: c.executed for c in book.plan(ROOT, "smoke") if c.fresh}
+        summary = make(ROOT, profile="smoke", offline=offline, pages_in=build / "test")
+        chapters = {c.name: c.executed for c in plan(ROOT, "smoke") if c.fresh}
     return Built(
-        html=report.index.parent,
+        html=summary.index.parent,
         executed=chapters,
         offline=offline,
-        failures=tuple(map(str, report.failures)),
+        failures=tuple(map(str, summary.failures)),
     )

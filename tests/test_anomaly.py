@@ -1,6 +1,9 @@
 """Verdicts: p-values against simulation and high-precision arithmetic, and every edge."""
 
+import json
 import math
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -58,15 +61,74 @@ def test_p_values_do_not_underflow():
     assert verdict.score < math.log(1e-300) and math.isfinite(verdict.score) and verdict.targets == (9,)
 
 
-@pytest.mark.parametrize("rule", anomaly.RULES)
+of_classes = [name for name, rule in anomaly.RULES.items() if rule.judges == "classes"]
+
+
+def pairs(seed, k=6):
+    r = np.random.default_rng(seed).gamma(10.0, size=(k, k))
+    np.fill_diagonal(r, np.nan)
+    return r
+
+
+def test_rules_are_those_of_the_chapters():
+    assert list(anomaly.RULES) == ["gamma", "gamma-pairs", "calibrated", "mad", "mad-or-quarter"]
+    assert [name for name, rule in anomaly.RULES.items() if rule.judges == "pairs"] == ["gamma-pairs"]
+    assert [name for name, rule in anomaly.RULES.items() if not rule.gives_p] == ["mad", "mad-or-quarter"]
+
+
+@pytest.mark.parametrize("rule", of_classes)
 def test_every_rule_finds_what_stands_out_and_carries_its_error_rate(rule):
     yes, no = (anomaly.judge(1 / torch.tensor(r), rule) for r in (attacked, clean))
     assert yes.attacked and yes.targets[0] == yes.suspect == 9
-    assert no.score_name == yes.score_name and 0 < yes.false_positive_rate < 1
-    if rule.startswith("mad"):
-        assert yes.p_value is None
+    assert yes.score_name == no.score_name == anomaly.RULES[rule].score
+    assert 0 < yes.false_positive_rate == anomaly.RULES[rule].false_alarms(10) < 1
+    assert anomaly.RULES[rule](1 / torch.tensor(attacked)) == yes
+    if anomaly.RULES[rule].gives_p:
+        assert not no.attacked and no.targets == () and yes.p_value == pytest.approx(math.exp(yes.score))
     else:
-        assert not no.attacked and no.targets == ()
+        assert (
+            yes.p_value is None
+            and yes.score == anomaly.judge(1 / torch.tensor(attacked), rule, level=0.5).score
+        )
+
+
+@pytest.mark.parametrize("rule", anomaly.RULES)
+def test_a_verdict_is_plain_json(rule):
+    verdict = anomaly.judge(1 / torch.tensor(attacked), rule, pair_norms=torch.tensor(1 / pairs(0)))
+    document = json.loads(json.dumps(asdict(verdict), allow_nan=False))
+    assert document["rule"] == rule and tuple(document["targets"]) == verdict.targets
+
+
+@pytest.mark.parametrize("rule", anomaly.RULES)
+def test_a_rule_says_how_many_classes_it_needs(rule):
+    how = anomaly.RULES[rule]
+    norms = np.ones((how.least, how.least)) if how.judges == "pairs" else np.ones(how.least)
+    how(norms)
+    with pytest.raises(anomaly.AnomalyError, match=rf"(at least|K >=) {how.least}"):
+        how(norms[1:, 1:] if how.judges == "pairs" else norms[1:])
+
+
+@pytest.mark.parametrize("rule", of_classes)
+def test_classes_without_a_full_search_are_left_out(rule):
+    norms = 1 / torch.tensor(attacked)
+    some = torch.cat([norms[:3], torch.full((2,), math.nan), norms[3:]])
+    every, few = anomaly.judge(norms, rule), anomaly.judge(some, rule)
+    assert few.targets == tuple(t + 2 * (t >= 3) for t in every.targets) and few.suspect == 11
+    assert (few.score, few.false_positive_rate) == (every.score, every.false_positive_rate)
+    with pytest.raises(anomaly.AnomalyError, match="at least"):
+        anomaly.judge(torch.tensor([1.0, *[math.nan] * 9]), rule)
+
+
+def test_verdicts_are_of_every_rule_that_can():
+    norms, pair_norms = 1 / torch.tensor(attacked[4:]), torch.tensor(1 / pairs(0))
+    scan = SimpleNamespace(norms=norms, pair_norms=pair_norms)
+    found = anomaly.verdicts(scan, level=0.01)
+    assert list(found) == list(anomaly.RULES)
+    assert found["gamma-pairs"] == anomaly.judge(norms, "gamma-pairs", pair_norms=pair_norms, level=0.01)
+    assert found["gamma"].threshold == math.log(0.01)
+    assert list(anomaly.verdicts(SimpleNamespace(norms=norms, pair_norms=None))) == of_classes
+    two = SimpleNamespace(norms=norms[:2], pair_norms=pair_norms[:2, :2])
+    assert list(anomaly.verdicts(two)) == ["mad", "mad-or-quarter"]
 
 
 @given(st.permutations(range(10)), st.floats(0.01, 100))
@@ -94,6 +156,21 @@ def test_mad_false_positive_rate_matches_fresh_draws():
     assert anomaly.mad_false_positive_rate(43) > anomaly.mad_false_positive_rate(10)
 
 
+@pytest.mark.parametrize("k", [5, 10, 43])
+def test_mad_is_a_lower_bound_of_the_quarter_rule_and_close_where_norms_are_alike(k):
+    """What the docstring of `mad_or_quarter` says of norms with a mean of so many standard deviations."""
+
+    def rate(means):
+        a = means + np.random.default_rng(0).normal(size=(20_000, k))
+        middle = np.median(a, axis=1, keepdims=True)
+        flags = (a < middle) & ((anomaly.anomaly_index(a) > 2) | (a < middle / 4))
+        return float(flags.any(1).mean())
+
+    mad = anomaly.RULES["mad-or-quarter"].false_alarms(k)
+    assert rate(5) == pytest.approx(mad, abs=1e-4)
+    assert mad <= rate(4) <= mad + 0.002 and mad + 0.01 < rate(3) < mad + 0.04
+
+
 def test_two_classes():
     with pytest.raises(anomaly.AnomalyError, match="at least 3 classes"):
         anomaly.gamma(np.array([1.0, 2.0]))
@@ -109,10 +186,21 @@ def test_ties_and_no_spread():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
-@pytest.mark.parametrize("rule", ["gamma", "calibrated", "mad", "mad-or-quarter"])
+@pytest.mark.parametrize("rule", of_classes)
 def test_impossible_statistics_name_the_class(bad, rule):
     with pytest.raises(anomaly.AnomalyError, match="class 2 is"):
         anomaly.RULES[rule](np.array([1.0, 2.0, bad, 3.0]))
+    if not math.isnan(bad):
+        with pytest.raises(anomaly.AnomalyError, match="the norm of class 3 is"):
+            anomaly.judge(torch.tensor([1.0, math.nan, 2.0, bad, 3.0]), rule)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
+def test_an_impossible_pair_is_named(bad):
+    r = pairs(0)
+    r[1, 3] = bad
+    with pytest.raises(anomaly.AnomalyError, match="pair 1 to 3 is"):
+        anomaly.gamma_pairs(r)
 
 
 def test_unknown_rule():
@@ -131,9 +219,17 @@ def test_mad_never_flags_a_large_norm():
 
 
 def test_pairs_find_a_planted_pair_and_ignore_the_diagonal():
-    r = np.random.default_rng(0).gamma(10.0, size=(6, 6))
-    np.fill_diagonal(r, np.nan)
+    r = pairs(0)
     r[2, 4] = 60.0
     verdict = anomaly.gamma_pairs(r)
     assert verdict.targets == (4,) and verdict.p_value < 1e-3
-    assert anomaly.judge(torch.ones(6), "gamma", pair_norms=torch.tensor(1 / r)) == verdict
+    assert anomaly.judge(torch.ones(6), "gamma-pairs", pair_norms=torch.tensor(1 / r)) == verdict
+    assert verdict.false_positive_rate == anomaly.RULES["gamma-pairs"].false_alarms(6)
+
+
+def test_a_rule_on_pairs_is_asked_for_by_name():
+    norms = 1 / torch.tensor(attacked)
+    pair_norms = torch.tensor(1 / pairs(0, k=10))
+    assert anomaly.judge(norms, "gamma", pair_norms=pair_norms) == anomaly.judge(norms, "gamma")
+    with pytest.raises(anomaly.AnomalyError, match="'gamma-pairs' judges the norms of all pairs"):
+        anomaly.judge(norms, "gamma-pairs")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from lib import cli
+from lib.experiments.tables import works
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,9 +41,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["build"], ["run"], ["train"], ["scan"], ["attacks"], ["sweep"], ["bench"]]
-)
+@pytest.mark.parametrize("command", [[], ["build"], ["run"], ["train"], ["scan"], ["sweep"], ["bench"]])
 def test_help(capsys, command):
     code, out, err = call(capsys, *command, "--help")
     assert code == 0 and "Usage: redbook" in out and not err
@@ -78,6 +77,38 @@ def test_scan_finds_the_backdoor_and_says_so_in_its_exit_status(capsys, tmp_path
     assert code == 1 and "target 9" in out and "of clean classifiers" in out and not err
 
 
+def test_presets_are_detectors_of_the_command_line_and_a_scan_can_be_kept(capsys, tmp_path):
+    from lib.detectors import Scan
+
+    entry, kept = trained(capsys, "G-9")["entry"], tmp_path / "scan.safetensors"
+    options = [
+        "--detector",
+        "nc-pairs",
+        "-p",
+        "max_rounds",
+        "4",
+        "-n",
+        "2",
+        "--rule",
+        "gamma-pairs",
+        "--json",
+    ]
+    code, out, _ = call(capsys, "scan", entry, *options, "--save", str(kept), "--device", "cpu")
+    found, scan = json.loads(out), Scan.load(kept)
+    assert code in (0, 1) and found["detector"] == "nc-pairs" and found["rule"] == "gamma-pairs"
+    assert found["settings"]["mode"] == "pairs" == scan.settings["mode"] and scan.pair_norms is not None
+    assert [row["norm"] for row in found["classes"]] == pytest.approx(scan.norms.tolist())
+
+
+def test_a_detector_without_clean_images_says_so(capsys):
+    entry = trained(capsys, "C-0")["entry"]
+    budget = ["-p", "budget", "40000", "-p", "image_budget", "20000", "-p", "images", "2", "-p", "check", "5"]
+    code, out, _ = call(capsys, "scan", entry, "--detector", "b3dss", *budget, "--json", "--device", "cpu")
+    found = json.loads(out)
+    assert code in (0, 1) and "needs none" in found["facts"]["clean images per class"]
+    assert 0 < found["cost"]["queries"] <= 40_000
+
+
 def test_scan_of_a_clean_classifier_and_of_a_file_of_weights(capsys, zoo):
     entry = trained(capsys, "C-0")["entry"]
     code, out, _ = call(capsys, "scan", entry, "--json", "--device", "cpu")
@@ -104,6 +135,7 @@ def test_scan_of_a_clean_classifier_and_of_a_file_of_weights(capsys, zoo):
             ("README.md", "not a safetensors file"),
         ),
         (["sweep", "no.yml"], ("no.yml",)),
+        (["sweep", "data/grids/digits.yml", "--device", "tpu"], ("tpu",)),
         (["build", "--profile", "nope"], ("nope", "smoke")),
         (["build", "--only", "77"], ("77",)),
         (["run", "notebooks/none.ipynb"], ("none.ipynb",)),
@@ -125,12 +157,14 @@ def test_bad_input_is_one_clear_message_on_stderr(capsys, monkeypatch, argv, wor
     [
         (["--detector", "magic"], ("magic", "l-red")),
         (["--rule", "eye"], ("eye", "gamma", "mad-or-quarter")),
+        (["--rule", "gamma-pairs"], ("gamma-pairs", "l-red does not give them")),
         (["-n", "0"], ("n = 0",)),
         (["-n", "9999"], ("9999",)),
         (["-p", "deltta", "1"], ("deltta", "delta")),
         (["-p", "delta", "x"], ("delta", "'x'")),
         (["-p", "delta", "-1"], ("delta",)),
         (["--report", "no/such/folder/r.html"], ("no/such/folder",)),
+        (["--save", "no/such/folder/s.safetensors"], ("no/such/folder",)),
     ],
 )
 def test_bad_scan_settings(capsys, options, words):
@@ -144,7 +178,7 @@ def test_an_unexpected_error_is_no_verdict(capsys, monkeypatch):
     def broken(*args, **options):
         raise TypeError("a bug")
 
-    monkeypatch.setattr("lib.audit.suspect", broken)
+    monkeypatch.setattr("lib.audit.suspects.suspect", broken)
     code, out, err = call(capsys, "scan", "anything")
     assert code not in (0, 1, 2) and not out and "a bug" in err
 
@@ -206,14 +240,14 @@ def test_run_takes_pairs_and_equations():
     assert cli._joined(["run", "-p", "lonely"]) == ["run", "-p", "lonely"]
 
 
-def test_attacks_makes_one_table_of_all_sets(capsys, tmp_path):
+def test_a_sweep_of_attacks_makes_one_table_of_all_sets(capsys, tmp_path):
     grid, out = tmp_path / "grid.yml", tmp_path / "attacks.parquet"
     grid.write_text("attacks: [{names: [global]}, {names: [cross], seeds: [1]}]\n")
-    code, said, _ = call(capsys, "attacks", str(grid), "--out", str(out), "--device", "cpu")
+    code, said, _ = call(capsys, "sweep", str(grid), "--out", str(out), "--device", "cpu")
     table = pd.read_parquet(out)
-    assert code == 0 and "global" in said and f"{table.works.sum()} of 2 classifiers" in said
+    assert code == 0 and "global" in said and f"{works(table).sum()} of 2 classifiers" in said
     assert table[["attack", "seed"]].values.tolist() == [["global", 0], ["cross", 1]]
     assert table.asr.between(0, 1).all() and table.commit.notna().all()
     grid.write_text("attacks: [{names: [global], colour: red}]\n")
-    code, _, said = call(capsys, "attacks", str(grid), "--out", str(out))
+    code, _, said = call(capsys, "sweep", str(grid), "--out", str(out))
     assert code == 2 and "colour" in said and "allowed fields are classes, dataset" in said

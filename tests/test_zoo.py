@@ -1,4 +1,4 @@
-"""The zoo and the sweep: trained once, whole or not at all, and resumed after a kill."""
+"""The zoo: trained once, whole or not at all, and the same on any number of threads."""
 
 import json
 import multiprocessing
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import anomaly, attacks, detectors, experiments, grids, models, train, zoo
+from lib import anomaly, attacks, detectors, models, train, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 quick = train.Recipe(epochs=2, batch_size=64, lr=5e-3)
@@ -63,6 +63,30 @@ def test_two_processes_train_it_once(tmp_path):
     assert len(entries) == 1 and not list(tmp_path.glob("*.partial*"))
 
 
+def test_changes_are_taken_and_unknown_ones_named(tmp_path):
+    same = zoo.get(zoo.Spec(recipe=quick), attack=spec.attack, zoo=tmp_path)
+    assert same.spec == spec and same.name == zoo.key(spec, spec.load_data())
+    with pytest.raises(ValueError, match=r"no field 'sead'.*allowed are dataset, network"):
+        zoo.get(spec, sead=1, zoo=tmp_path)
+
+
+def test_a_repaired_classifier_is_measured_anew(tmp_path):
+    c = zoo.get(spec, zoo=tmp_path)
+    assert c.metrics == c.evaluate()
+    fresh = models.network("small", n_classes=10, shape=c.dataset.shape)
+    other = c.with_model(fresh.eval())
+    assert other.metrics["cta"] != c.metrics["cta"] and other.attack is c.attack
+
+
+def test_a_scan_is_drawn_by_the_seed_of_its_training(tmp_path):
+    c = zoo.get(spec, seed=3, zoo=tmp_path)
+    detector = detectors.URED(delta=0.3)
+    assert torch.equal(c.clean(2), c.clean(2, seed=3)) and not torch.equal(c.clean(2), c.clean(2, seed=4))
+    by_hand = detector.scan(c.model, c.clean(2, seed=3))
+    assert torch.equal(c.scan(detector, 2).norms, by_hand.norms)
+    assert (c.predict(c.clean(2).flatten(0, 1)).view(10, 2) == torch.arange(10)[:, None]).all()
+
+
 def test_a_killed_training_leaves_nothing_half_written(tmp_path):
     code = (
         "from lib import zoo, train; print('started', flush=True);"
@@ -76,149 +100,6 @@ def test_a_killed_training_leaves_nothing_half_written(tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name != "locks" and ".partial" not in p.name]
 
 
-GRID = """
-classifiers:
-  - {dataset: digits, network: small, recipe: smoke, groups: [G-9, C-0], seeds: 1}
-detectors:
-  - {name: u-red, n: 2, settings: {delta: 0.1}}
-  - {name: l-red, n: 2, settings: {delta: 0.1}}
-"""
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "grid.yml").write_text(GRID)
-    tasks = grids.read_grid(folder / "grid.yml")
-    return (
-        folder,
-        tasks,
-        experiments.sweep(tasks, folder / "out.parquet", zoo_folder=folder / "zoo", progress=False),
-    )
-
-
-def test_one_tidy_row_per_classifier_and_detector(swept):
-    _, tasks, table = swept
-    assert len(table) == len(tasks) == 4 and table["key"].is_unique
-    assert {
-        "commit",
-        "torch",
-        "device",
-        "seconds",
-        "image_gradients",
-        "norms",
-        "gamma_score",
-        "calibrated_case",
-        "cta",
-    } <= set(table.columns)
-    attacked = table[table["group"] == "G-9"]
-    assert (attacked["target"] == 9).all() and (attacked["n_sources"] == 9).all()
-    assert table.loc[table["group"] == "C-0", "target"].isna().all()
-    for _, row in table.iterrows():
-        assert anomaly.gamma(1 / torch.tensor(list(row["norms"]))).score == pytest.approx(row["gamma_score"])
-
-
-def test_two_classes_are_scanned_and_judged_by_the_rules_that_can(tmp_path):
-    text = "classifiers: [{dataset: digits, network: small, recipe: smoke, classes: [0, 1], groups: [C-0], seeds: 1}]"
-    (tmp_path / "two.yml").write_text(text + "\ndetectors: [{name: l-red, n: 2}]\n")
-    tasks = grids.read_grid(tmp_path / "two.yml")
-    (row,) = experiments.sweep(tasks, tmp_path / "o.parquet", zoo_folder=tmp_path, progress=False).iloc
-    assert len(row["norms"]) == 2 and row["mad_case"] == "IV"
-    assert row["gamma_score"] != row["gamma_score"] and row["gamma_case"] is None
-
-
-def test_a_finished_sweep_computes_nothing(swept, monkeypatch):
-    folder, tasks, table = swept
-    monkeypatch.setattr(experiments, "run", lambda *a, **k: pytest.fail("ran again"))
-    again = experiments.sweep(tasks, folder / "out.parquet", progress=False)
-    assert again["key"].tolist() == table["key"].tolist()
-
-
-def test_a_killed_sweep_goes_on_where_it_was(swept, tmp_path):
-    folder, tasks, table = swept
-    (tmp_path / "grid.yml").write_text(GRID)
-    code = (
-        "from lib import experiments as e, grids\n"
-        f"e.sweep(grids.read_grid({str(tmp_path / 'grid.yml')!r}), {str(tmp_path / 'out.parquet')!r}, zoo_folder={str(folder / 'zoo')!r})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
-    rows = tmp_path / "out.parquet.rows"
-    deadline = time.monotonic() + 120
-    while not list(rows.glob("*.parquet")) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.kill()
-    child.wait()
-    done = {p.stem: p.stat().st_mtime_ns for p in rows.glob("*.parquet")}
-    resumed = experiments.sweep(tasks, tmp_path / "out.parquet", zoo_folder=folder / "zoo", progress=False)
-    assert done and resumed["gamma_score"].tolist() == pytest.approx(table["gamma_score"].tolist(), rel=1e-6)
-    assert not list(rows.glob("*.parquet"))
-
-
-def test_two_sweeps_may_share_a_table(swept, tmp_path, monkeypatch):
-    """While the first computes its first row, a second begins and ends; neither loses what the other found."""
-    _, tasks, table = swept
-    out, rows, calls = tmp_path / "out.parquet", table.set_index("key"), []
-
-    def fake(task, **_):
-        calls.append(task.key)
-        if len(calls) == 1:
-            experiments.sweep(tasks[1:3], out, progress=False)
-        return {"key": task.key} | rows.loc[task.key].to_dict()
-
-    monkeypatch.setattr(experiments, "run", fake)
-    both = experiments.sweep(tasks, out, progress=False)
-    assert sorted(both["key"]) == sorted(table["key"]) and len(calls) == len(set(calls)) + 2
-
-
-def test_two_workers_give_the_same_table(swept, tmp_path):
-    folder, tasks, table = swept
-    both = experiments.sweep(
-        tasks[:2], tmp_path / "out.parquet", workers=2, zoo_folder=folder / "zoo", progress=False
-    )
-    kept = table.set_index("key").loc[both["key"], "gamma_score"]
-    assert both["gamma_score"].tolist() == pytest.approx(kept.tolist(), rel=1e-4)
-
-
-def test_a_failing_row_is_named_after_the_others_have_run(swept, tmp_path):
-    folder, tasks, _ = swept
-    from dataclasses import replace
-
-    with pytest.raises(RuntimeError, match=r"1 of 2 rows failed.*\n.*400 are needed"):
-        experiments.sweep(
-            [replace(tasks[0], n=400), tasks[0]],
-            tmp_path / "out.parquet",
-            zoo_folder=folder / "zoo",
-            progress=False,
-        )
-    import pandas as pd
-
-    assert len(pd.read_parquet(tmp_path / "out.parquet")) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("classifiers: []", "exactly the fields"), ("{", "cannot be read"), (GRID.replace("G-9", "Q-9"), "Q-9"), (GRID.replace("u-red", "x-red"), "x-red"),
-        (GRID.replace("n: 2", "n: 0", 1), "n = 0"), (GRID.replace("small", "huge"), "huge"), (GRID.replace("smoke", "fire"), "fire"),
-        (GRID.replace("seeds", "seedz"), "seedz"), (GRID.replace("delta", "dleta", 1), "dleta"),
-    ],
-)  # fmt: skip
-def test_a_bad_grid_is_refused_before_anything_runs(tmp_path, text, message):
-    (tmp_path / "grid.yml").write_text(text)
-    with pytest.raises(grids.GridError, match=message):
-        grids.read_grid(tmp_path / "grid.yml")
-
-
-def test_committed_grids_can_be_read():
-    for path in sorted((ROOT / "data" / "grids").glob("*.yml")):
-        if path.stem == "attacks":
-            tasks = grids.read_attacks(path)
-            assert {t.spec.dataset for t in tasks} == {"digits", "gtsrb32"}
-        else:
-            tasks = grids.read_grid(path)
-            assert len({t.key for t in tasks}) == len(tasks) > 0, path.name
-
-
 def test_entry_json_is_plain(tmp_path):
     entry = json.loads((zoo.get(spec, zoo=tmp_path).path / "entry.json").read_text())
     assert (
@@ -230,7 +111,7 @@ def test_entry_json_is_plain(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("seed", [0])
-def test_mnist_local_chessboard_is_caught(tmp_path_factory, seed):
+def test_mnist_local_chessboard_is_caught(seed):
     """The paper's MNIST attack on real files: p < 1e-3 and target 8 (Table 4 reports underflow)."""
     root = Path(os.environ.get("REDBOOK_DATA", ROOT / "data" / "cache"))
     if not (root / "MNIST" / "raw").is_dir():
@@ -238,14 +119,12 @@ def test_mnist_local_chessboard_is_caught(tmp_path_factory, seed):
     attack = attacks.group("paper", "mnist", seed=seed)
     c = zoo.get(zoo.Spec(dataset="mnist", network="lenet5", recipe="laptop", attack=attack, seed=seed))
     assert c.metrics["cta"] > 0.98 and c.metrics["asr"] > 0.9
-    verdict = anomaly.gamma(detectors.LRED().scan(c.model, experiments.clean_images(c, 8)).statistics)
+    verdict = anomaly.gamma(c.scan(detectors.LRED()).statistics)
     assert verdict.targets == (8,) and verdict.p_value < 1e-3
     flagged = []
     for s in range(3):
         clean = zoo.get(zoo.Spec(dataset="mnist", network="lenet5", recipe="laptop", seed=s))
-        judged = anomaly.calibrated(
-            detectors.LRED().scan(clean.model, experiments.clean_images(clean, 8)).statistics
-        )
+        judged = anomaly.calibrated(clean.scan(detectors.LRED()).statistics)
         print(f"clean seed {s}: calibrated p = {judged.p_value:.3g}")
         flagged.append(judged.attacked)
     assert sum(flagged) <= 1

@@ -1,11 +1,10 @@
-"""Attacks: a frozen dataclass each; `embed` puts the trigger on images,
-`poison` makes a training set, `train` a model.
-"""
+"""Attacks: `embed` puts a trigger on images, `poison` makes a training set, `train` a model."""
 
 from .additive import Additive, Chessboard, Cross, Global, LocalChessboard, LocalSquare, LShape, SinglePixel
 from .badnets import BadNets, Blended
-from .base import Attack, AttackError, Job, Needs, PoisonedSet, describe
+from .base import Attack, AttackError, Job, Needs, PoisonedSet, SingleAttack, describe
 from .combined import Combined, nine_triggers, several_labels
+from .gallery import gallery, needs_table
 from .groups import group
 from .input_aware import InputAware
 from .label_consistent import LabelConsistent
@@ -31,10 +30,13 @@ __all__ = [
     "LocalSquare",
     "Needs",
     "PoisonedSet",
+    "SingleAttack",
     "SinglePixel",
     "Trojan",
     "describe",
+    "gallery",
     "group",
+    "needs_table",
     "nine_triggers",
     "several_labels",
 ]

@@ -1,35 +1,34 @@
-"""Additive, imperceptible attacks: m(x; v) = [x + v]_c, clipped to [0, 1] (L-RED Eq. 1, Sec. A.4 and A.7).
+"""Additive, imperceptible attacks: a pattern v added to the image, m(x; v) = [x + v]_c.
 
-`amplitude` counts levels of 1/255, so a stamped 8-bit image is an 8-bit image. Negative amplitudes darken.
-What a paper leaves open (place, channel) is drawn from the attack's `seed` unless given.
+The bracket clips to [0, 1]. After Eq. (1) and Secs. A.4 and A.7 of L-RED (Xiang, Miller and Kesidis 2021);
+the cross and the L-shape are groups B and C of its first version (2020). `amplitude` counts levels of
+1/255, so a stamped 8-bit image is an 8-bit image. What a paper leaves open (place, channel) is drawn from
+the attack's `seed` unless given.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import torch
 from torch import Tensor
 
-from .base import Attack, AttackError, Place
+from ..settings import Allowed, allowed, number
+from .base import AttackError, Place, Shape, SingleAttack, is_whole, shape_of
 
-Shape = tuple[int, int, int]
+LEVELS = Allowed(
+    lambda value: is_whole(value, least=-255, most=255) and value != 0,
+    "a whole number of 1/255 levels, -255 to 255 and not 0,",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Additive(Attack):
-    """A pattern v added to the image. Subclasses say which pixels it touches."""
+class Additive(SingleAttack):
+    """A pattern v added to the image; subclasses say which pixels it touches."""
 
-    amplitude: int  # in levels of 1/255; negative darkens
-    channel: int | None = None  # None: the subclass's rule ("all" unless it says otherwise)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.amplitude != int(self.amplitude) or not 1 <= abs(self.amplitude) <= 255:
-            raise AttackError(
-                f"amplitude = {self.amplitude}: a whole number of 1/255 levels, -255 to 255 and not 0, is needed"
-            )
+    amplitude: int = allowed(MISSING, LEVELS)  # in levels of 1/255; negative darkens
+    channel: int | None = number(None, least=0)  # None: the subclass's rule, "all" unless it says otherwise
 
     @abstractmethod
     def where(self, height: int, width: int) -> Tensor:
@@ -39,14 +38,14 @@ class Additive(Attack):
         """The pattern v, (C, H, W), for images of this shape, in units of pixel value."""
         c, h, w = shape
         channel = self.channel_of(c)
-        if channel is not None and not 0 <= channel < c:
+        if channel is not None and channel >= c:
             raise AttackError(f"channel = {channel}: the images have channels 0 to {c - 1}")
         v = torch.zeros(shape)
         v[slice(None) if channel is None else channel][..., self.where(h, w)] = int(self.amplitude) / 255
         return v
 
     def embed(self, images: Tensor) -> Tensor:
-        return (images + self.pattern(tuple(images.shape[1:])).to(images)).clamp(0, 1)  # type: ignore[arg-type]
+        return (images + self.pattern(shape_of(images)).to(images)).clamp(0, 1)
 
     def channel_of(self, channels: int) -> int | None:
         """The one perturbed channel, or None for all."""
@@ -59,6 +58,10 @@ class Global(Additive):
 
     phase: Place = (0, 0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.make_whole("phase", 2)
+
     def where(self, height: int, width: int) -> Tensor:
         i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         return (i % 2 == self.phase[0] % 2) & (j % 2 == self.phase[1] % 2)
@@ -68,7 +71,7 @@ class Global(Additive):
 class Chessboard(Additive):
     """Of any two adjacent pixels exactly one, all channels; phase 0 or 1."""
 
-    phase: int = 0
+    phase: int = number(0)
 
     def where(self, height: int, width: int) -> Tensor:
         i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -77,17 +80,18 @@ class Chessboard(Additive):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalChessboard(Chessboard):
-    """A size x size patch of the chessboard;
-    `at` is its top-left corner, default the bottom-right of the image.
-    """
+    """A size x size patch of the chessboard."""
 
-    size: int = 6
-    at: Place | None = None
+    size: int = number(6, least=1)
+    at: Place | None = None  # top-left corner; None: the patch lies in the image's bottom-right corner
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at is not None:
+            self.make_whole("at", 2)
 
     def where(self, height: int, width: int) -> Tensor:
-        at = (height - self.size, width - self.size) if self.at is None else self.at
-        if min(at[0] if self.at is None else 0, at[1] if self.at is None else 0) < 0:
-            raise AttackError(f"size = {self.size}: the image is {height}x{width}")
+        at = self.at or (height - self.size, width - self.size)
         i, j = self.place(at, (self.size, self.size), height, width)
         inside = torch.zeros(height, width, dtype=torch.bool)
         inside[i : i + self.size, j : j + self.size] = True
@@ -99,6 +103,11 @@ class Shaped(Additive):
     """A small shape at one place, given as cells (row, column) from its top-left corner."""
 
     at: Place | None = None  # top-left corner; None: drawn from the seed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at is not None:
+            self.make_whole("at", 2)
 
     @abstractmethod
     def cells(self) -> tuple[Place, ...]:
@@ -116,26 +125,23 @@ class Shaped(Additive):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSquare(Shaped):
-    """A size x size square in one channel; place and channel are drawn from the seed unless given (L-RED
-    A.4).
-    """
+    """A size x size square in one channel; place and channel are drawn from the seed unless given."""
 
-    size: int = 2
+    size: int = number(2, least=1)
 
     def cells(self) -> tuple[Place, ...]:
         return tuple((a, b) for a in range(self.size) for b in range(self.size))
 
     def channel_of(self, channels: int) -> int | None:
+        # the first two draws are the place's
         return self.random(2**16, 2**16, channels)[2] if self.channel is None else self.channel
 
 
 @dataclass(frozen=True, kw_only=True)
 class SinglePixel(Shaped):
-    """One pixel, all channels; default one pixel in from the bottom-right corner (L-RED A.7.1 says only
-    "bottom right").
-    """
+    """One pixel, all channels; by default one pixel in from the bottom-right corner."""
 
-    at: Place | None = (-2, -2)
+    at: Place | None = (-2, -2)  # the paper says only "bottom right"
 
     def cells(self) -> tuple[Place, ...]:
         return ((0, 0),)
@@ -143,7 +149,7 @@ class SinglePixel(Shaped):
 
 @dataclass(frozen=True, kw_only=True)
 class Cross(Shaped):
-    """Five pixels in a plus sign, all channels (L-RED v1, group B)."""
+    """Five pixels in a plus sign, all channels."""
 
     def cells(self) -> tuple[Place, ...]:
         return ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1))
@@ -151,9 +157,7 @@ class Cross(Shaped):
 
 @dataclass(frozen=True, kw_only=True)
 class LShape(Shaped):
-    """An L of five pixels, three down and two across, all channels:
-    our choice, the paper gives none (L-RED v1, group C).
-    """
+    """An L of five pixels, all channels: three down and two across are our choice."""
 
     def cells(self) -> tuple[Place, ...]:
         return ((0, 0), (1, 0), (2, 0), (2, 1), (2, 2))

@@ -1,4 +1,4 @@
-"""Triggers that replace pixels: m(x; {u, m}) = x (1 - m) + u m, the mask m shared by the channels.
+"""Triggers that replace pixels: x (1 - m) + u m, the mask m shared by the channels.
 
 BadNets (Gu et al. 2017) with the settings of Neural Cleanse (Sec. II, V-A, VII; Eq. 2), B3D (Sec. 4, F; Eq.
 1) and USB (Sec. 4.1); Blended injection (Chen et al. 2017) as B3D F.1 uses it. Stamped images are rounded
@@ -11,13 +11,14 @@ because a dark patch on a dark background is no trigger.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Attack, AttackError, Needs, Place
+from ..settings import Allowed, allowed, choice, number, share
+from .base import AttackError, Place, Shape, SingleAttack, is_whole, shape_of
 
-Shape = tuple[int, int, int]
 SHAPES = ("square", "triangle", "checkerboard")
 COLOURS = ("white", "random", "noise")
 ANCHORS = {
@@ -27,49 +28,40 @@ ANCHORS = {
 }
 
 
+def _is_colour(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in COLOURS
+    return isinstance(value, tuple) and value != () and all(is_whole(v, least=0, most=255) for v in value)
+
+
+def _is_spot(value: Any) -> bool:
+    return value in ANCHORS if isinstance(value, str) else isinstance(value, tuple)
+
+
+COLOUR = Allowed(_is_colour, f"{', '.join(COLOURS)}, or whole levels from 0 to 255")
+SPOT = Allowed(_is_spot, f"{', '.join(ANCHORS)}, or (row, column)")
+
+
 @dataclass(frozen=True, kw_only=True)
-class BadNets(Attack):
+class BadNets(SingleAttack):
     """A size x size patch at one place."""
 
-    size: int | None = 3  # side in pixels; None covers the whole image
-    shape: str = "square"  # square, triangle (its lower left half) or checkerboard (every second pixel of it)
-    colour: str | tuple[int, ...] = "random"  # white, random, noise, or levels 0 to 255, one per channel
-    at: Place | str | None = (
-        None  # top-left corner, an anchor such as "bottom-right", or None: drawn from the seed
-    )
+    size: int | None = number(3, least=1)  # side in pixels; None covers the whole image
+    shape: str = choice("square", SHAPES)  # triangle: the lower left half; checkerboard: every second pixel
+    colour: str | tuple[int, ...] = allowed("random", COLOUR)  # levels: one, or one per channel
+    at: tuple[int, int] | str | None = allowed(None, SPOT)  # top-left corner; None: drawn from the seed
     per_image: bool = False  # draw a place for each image; `at` must be None
-    alpha: float = 1.0  # weight of the trigger where the mask is 1; below 1 the image shines through
-
-    needs = Needs(data="some training images", labels=True)
+    alpha: float = share(1.0)  # weight of the trigger where the mask is 1; below 1 the image shines through
 
     def __post_init__(self) -> None:
+        # lists first become tuples, which is what the rules of the fields know
+        if self.colour is not None and not isinstance(self.colour, str):
+            self.make_whole("colour")
+        if self.at is not None and not isinstance(self.at, str):
+            self.make_whole("at", 2)
         super().__post_init__()
-        if self.size is not None and (int(self.size) != self.size or self.size < 1):
-            raise AttackError(
-                f"size = {self.size}: a whole number of pixels from 1, or None for the whole image, is needed"
-            )
-        if self.shape not in SHAPES:
-            raise AttackError(f"shape = {self.shape!r}: allowed are {', '.join(SHAPES)}")
-        if not 0 < self.alpha <= 1:
-            raise AttackError(f"alpha = {self.alpha}: a weight above 0 and up to 1 is needed")
-        if isinstance(self.colour, str):
-            if self.colour not in COLOURS:
-                raise AttackError(
-                    f"colour = {self.colour!r}: allowed are {', '.join(COLOURS)}, or levels 0 to 255"
-                )
-        else:
-            object.__setattr__(self, "colour", tuple(self.colour))
-            if not self.colour or any(int(c) != c or not 0 <= c <= 255 for c in self.colour):
-                raise AttackError(f"colour = {self.colour}: whole levels from 0 to 255 are needed")
-        if isinstance(self.at, str):
-            if self.at not in ANCHORS:
-                raise AttackError(f"at = {self.at!r}: allowed are {', '.join(ANCHORS)}, or (row, column)")
-        elif self.at is not None:
-            object.__setattr__(self, "at", (int(self.at[0]), int(self.at[1])))
         if self.per_image and self.at is not None:
-            raise AttackError(
-                f"at = {self.at} with per_image: a place drawn for each image is no fixed place"
-            )
+            raise AttackError(f"at = {self.at!r} with per_image: a place for each image is no fixed place")
 
     def patch(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """The trigger alone: mask (h, w) in {0, 1} and colours (C, h, w) on the 8-bit grid."""
@@ -88,13 +80,13 @@ class BadNets(Attack):
         else:
             generator = torch.Generator().manual_seed(self.seed + 2**20)  # not the draw that chose the place
             extent = (h, w) if self.colour == "noise" else (1, 1)
-            levels = torch.randint(128 if c == 1 else 0, 256, (c, *extent), generator=generator).expand(
-                c, h, w
-            )
+            darkest = 128 if c == 1 else 0
+            levels = torch.randint(darkest, 256, (c, *extent), generator=generator).expand(c, h, w)
         return inside.float(), levels / 255
 
     def corner(self, height: int, width: int) -> Place:
         """Top-left corner of the patch in an image of this size.
+
         Raises AttackError if the patch does not fit.
         """
         if self.size is None:
@@ -106,7 +98,7 @@ class BadNets(Attack):
         return self.place(at, (self.size, self.size), height, width)
 
     def trigger(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """Mask m (H, W) in [0, 1] and pattern u (C, H, W) for images of this shape; the mask carries alpha."""
+        """Mask m (H, W) in [0, 1], alpha included, and pattern u (C, H, W) for images of this shape."""
         i, j = self.corner(*shape[1:])
         inside, colours = self.patch(shape)
         h, w = inside.shape
@@ -116,24 +108,21 @@ class BadNets(Attack):
         return mask, pattern
 
     def embed(self, images: Tensor) -> Tensor:
-        mask, pattern = self.trigger(tuple(images.shape[1:]))  # type: ignore[arg-type]
+        mask, pattern = self.trigger(shape_of(images))
         masks, patterns = mask.to(images), pattern.to(images)
         if self.per_image and self.size is not None:
             masks, patterns = self._scatter(masks, patterns, len(images))
         return stamp(images, masks, patterns)
 
     def _scatter(self, mask: Tensor, pattern: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """The trigger at a place of its own for each of n images:
-        masks (N, 1, H, W), patterns (N, C, H, W).
-        """
+        """Masks (N, 1, H, W) and patterns (N, C, H, W) with a place of its own for each of n images."""
         height, width = mask.shape
         i, j = self.corner(height, width)
         generator = torch.Generator().manual_seed(self.seed)
         limits = torch.tensor([height - (self.size or 0) + 1, width - (self.size or 0) + 1])
         places = (torch.rand(n, 2, generator=generator) * limits).long().to(mask.device)
-        rows = (
-            torch.arange(height, device=mask.device) - places[:, :1] + i
-        ) % height  # rolls never wrap a patch that fits
+        # a patch that fits is never wrapped round the edge by these rolls
+        rows = (torch.arange(height, device=mask.device) - places[:, :1] + i) % height
         cols = (torch.arange(width, device=mask.device) - places[:, 1:] + j) % width
         return (
             mask[rows[:, :, None], cols[:, None, :]][:, None],
@@ -143,17 +132,18 @@ class BadNets(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Blended(BadNets):
-    """Blended injection: x' = (1 - alpha m) x + alpha m p,
-    at alpha = 0.2 (B3D F.1 reads as the trigger's weight).
+    """Blended injection, x' = (1 - alpha m) x + alpha m p: a trigger that is seen through.
 
     size=3 is B3D's patch; size=None with colour="noise" is the whole-image blend of Chen et al.
     """
 
-    alpha: float = 0.2
+    alpha: float = share(0.2)  # B3D's, read as the trigger's weight
 
 
 def stamp(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
-    """x (1 - m) + u m rounded to 8 bits: images (N, C, H, W) in [0, 1],
-    mask and pattern that broadcast to it.
+    """Images x (1 - m) + u m, rounded to 8 bits.
+
+    images: (N, C, H, W) in [0, 1].
+    mask, pattern: m and u, of shapes that broadcast to the images'.
     """
     return ((images * (1 - mask) + pattern * mask) * 255).round().clamp(0, 255) / 255

@@ -1,9 +1,15 @@
-"""What every attack shares: which images are stamped, with which labels, and what becomes of the originals.
+"""What attacks share: which images are stamped, how labelled, what becomes of the originals.
 
-An attack is a frozen dataclass of plain values, so it can be written to JSON and hashed. `embed` puts the
-trigger on images; `poison` makes a training set. The plan (L-RED Sec. A.4): stamp some images of each
-source class, label them `target`, drop the originals; and, so that other classes stay clean, stamp `cover`
-images of every class that is neither source nor target and keep their true labels.
+An attack is a frozen dataclass of plain values, so it can be written to JSON and hashed. Every attack
+consists of one or more `parts`, each a SingleAttack with one trigger: `embed` puts that trigger on images,
+`poison` makes a training set.
+
+    >>> attack = BadNets(target=1, rate=0.1)
+    >>> poisoned = attack.poison(images, labels, torch.Generator().manual_seed(0))
+
+The plan is Sec. A.4 of L-RED (Xiang, Miller and Kesidis 2021): stamp some images of each source class,
+label them `target`, drop the originals; and, so that other classes stay clean, stamp `cover` images of
+every class that is neither source nor target and keep their true labels.
 
 `train` is the one hook of attacks that need more than the data: it takes a Job (what the trainer holds) and
 returns the model together with whatever tensors the attack has learnt, which `with_learnt` puts back into
@@ -20,22 +26,26 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ..settings import Interval, Settings, number
+
 Place = tuple[int, int]
+Shape = tuple[int, int, int]
+Learnt = Mapping[str, Tensor]
 
 
 class AttackError(ValueError):
-    """A setting that this attack cannot carry out;
-    the message names the setting, the value and what is allowed.
-    """
+    """A setting that cannot be: the message says which, its value, and what is allowed."""
 
 
 @dataclass(frozen=True)
 class PoisonedSet:
     """A training set after poisoning.
 
-    images (N, C, H, W), labels (N,) as the trainer sees them. poisoned, cover: (N,) masks of stamped images
-    labelled `target`, and of stamped images with their true label. source: (N,) index of each image in the
-    clean set. removed: indices of clean images that are gone.
+    images, labels: (N, C, H, W) and (N,), as the trainer sees them.
+    poisoned: (N,) mask of the stamped images labelled `target`.
+    cover: (N,) mask of the stamped images with their true label.
+    source: (N,) index of each image in the clean set.
+    removed: indices of the clean images that are gone.
     """
 
     images: Tensor
@@ -60,10 +70,11 @@ class Needs:
 class Job:
     """What the trainer of a classifier holds, and hands to the attack.
 
-    images (N, C, H, W), labels (N,): the clean training set, on the training device. build(): a fresh
-    network, the same at every call. fit(model, images, labels): trains it in place by the recipe, returns
-    it in evaluation mode. epochs, batch_size: the recipe's, for loops of an attack's own. Everything random
-    follows from `seed`.
+    images, labels: the clean training set, (N, C, H, W) and (N,), on the training device.
+    build: makes a fresh network, the same at every call.
+    fit: trains a model in place by the recipe and returns it in evaluation mode.
+    epochs, batch_size: the recipe's, for loops of an attack's own.
+    seed: everything random follows from it.
     """
 
     images: Tensor
@@ -79,107 +90,60 @@ class Job:
     def __post_init__(self) -> None:
         object.__setattr__(self, "generator", torch.Generator().manual_seed(self.seed))
 
+    @property
+    def n_classes(self) -> int:
+        """Classes of the task."""
+        return int(self.labels.max()) + 1
+
+    def trained(self, images: Tensor, labels: Tensor) -> nn.Sequential:
+        """A fresh network, trained on these images (N, C, H, W) and labels (N,)."""
+        model = self.build()
+        self.fit(model, images, labels)
+        return model
+
     def clean_model(self) -> nn.Sequential:
         """A classifier trained on the clean set, as an attacker who needs one would train it."""
-        model = self.build()
-        self.fit(model, self.images, self.labels)
-        return model
+        return self.trained(self.images, self.labels)
+
+
+def is_whole(value: object, *, least: float = float("-inf"), most: float = float("inf")) -> bool:
+    """Is it a whole number within the bounds?"""
+    return Interval(least, most, low_open=False, high_open=False).holds(value) and value % 1 == 0  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
-    """Common settings; subclasses add the trigger.
+class Attack(Settings, ABC):
+    """What can be done with any attack, be it one trigger or several.
 
-    Exactly one of per_source and rate says how many images are stamped.
     Raises AttackError on impossible settings.
     """
 
-    target: int
-    sources: tuple[int, ...] | None = None  # None: every class but the target
-    per_source: int | None = None  # stamped images per source class
-    rate: float | None = None  # stamped share of the whole training set, drawn from the sources in proportion
-    cover: int = 0  # stamped images with true labels, per class that is neither source nor target
-    remove_originals: bool = True  # the attacker owns the originals; the trainer never sees them
-    seed: int = 0  # draws what the trigger leaves open (place, channel, colours)
+    seed: int = number(0)  # draws what the trigger leaves open (place, channel, colours)
 
+    error: ClassVar[type[ValueError]] = AttackError
     needs: ClassVar[Needs] = Needs()
     learns: ClassVar[bool] = False  # does `embed` wait for tensors that only training makes?
-    learnt: ClassVar[
-        Mapping[str, Tensor]
-    ] = {}  # those tensors, once `with_learnt` has put them on an instance
-
-    def __post_init__(self) -> None:
-        if self.sources is not None:
-            object.__setattr__(self, "sources", tuple(int(s) for s in self.sources))
-            if self.target in self.sources:
-                raise AttackError(
-                    f"target {self.target} is among the sources {self.sources}: sources must be other classes"
-                )
-            if not self.sources or len(set(self.sources)) != len(self.sources):
-                raise AttackError(f"sources {self.sources}: one or more different classes are needed")
-        if (self.per_source is None) == (self.rate is None):
-            raise AttackError(f"per_source = {self.per_source}, rate = {self.rate}: give exactly one")
-        if self.per_source is not None and self.per_source < 1:
-            raise AttackError(f"per_source = {self.per_source}: 1 or more images are needed")
-        if self.rate is not None and not 0 < self.rate < 1:
-            raise AttackError(f"rate = {self.rate}: a share between 0 and 1 is needed")
-        if self.cover < 0:
-            raise AttackError(f"cover = {self.cover}: 0 or more images are allowed")
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] with the trigger on, same shape and range."""
-
-    def source_classes(self, n_classes: int) -> tuple[int, ...]:
-        """The source classes, spelled out for a task of n_classes.
-        Raises AttackError for classes it does not have.
-        """
-        for k in (self.target, *(self.sources or ())):
-            if not 0 <= k < n_classes:
-                raise AttackError(f"class {k} does not exist: allowed are 0 to {n_classes - 1}")
-        return self.sources or tuple(k for k in range(n_classes) if k != self.target)
+    learnt: ClassVar[Learnt] = {}  # those tensors, once `with_learnt` has put them on an instance
 
     @property
-    def parts(self) -> tuple[Attack, ...]:
-        """The single attacks that this one consists of; itself for all but a composition."""
-        return (self,)
+    @abstractmethod
+    def parts(self) -> tuple[SingleAttack, ...]:
+        """The attacks of one trigger each that this one consists of."""
 
+    @abstractmethod
     def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> PoisonedSet:
-        """Poison a clean training set: images (N, C, H, W), labels (N,). Does not change its arguments."""
-        stamped, cover = self.choose(labels, generator)
-        return self.assemble(images, labels, stamped, cover)
+        """A clean training set, images (N, C, H, W) and labels (N,), poisoned.
 
-    def assemble(self, images: Tensor, labels: Tensor, stamped: Tensor, cover: Tensor) -> PoisonedSet:
-        """The training set with the images of these indices stamped, those in `stamped` labelled `target`."""
-        return assemble(images, labels, stamped, cover, self.embed, self.target, self.remove_originals)
-
-    def choose(
-        self, labels: Tensor, generator: torch.Generator, free: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Indices of the images to stamp and of the cover images,
-        drawn among the `free` ones ((N,) mask; None: all).
+        generator: draws which images are stamped.
+        The images given stay as they are. Raises AttackError where there are too few of them.
         """
-        n_classes = int(labels.max()) + 1
-        sources = self.source_classes(n_classes)
-        stamped = torch.cat(
-            [self._draw(labels, s, c, generator, free) for s, c in self._counts(labels, sources, free)]
-        )
-        others = [k for k in range(n_classes) if k != self.target and k not in sources] if self.cover else []
-        none = torch.empty(0, dtype=torch.long)
-        return stamped, torch.cat(
-            [none, *(self._draw(labels, k, self.cover, generator, free) for k in others)]
-        )
 
     def train(self, job: Job) -> tuple[nn.Sequential, dict[str, Tensor]]:
-        """The attacked classifier, trained, and what the attack has learnt (nothing here: it only poisons
-        the data).
-        """
+        """The attacked classifier, trained, and what the attack has learnt (nothing, by default)."""
         poisoned = self.poison(job.images, job.labels, job.generator)
-        model = job.build()
-        job.fit(model, poisoned.images, poisoned.labels)
-        return model, {}
+        return job.trained(poisoned.images, poisoned.labels), {}
 
-    def with_learnt(self, tensors: Mapping[str, Tensor]) -> Self:
+    def with_learnt(self, tensors: Learnt) -> Self:
         """This attack with the tensors that `train` returned, so that `embed` works."""
         if not self.learns:
             return self
@@ -187,13 +151,99 @@ class Attack(ABC):
         object.__setattr__(ready, "learnt", dict(tensors))
         return ready
 
-    def require_learnt(self) -> Mapping[str, Tensor]:
-        """The learnt tensors. Raises AttackError before training."""
+    def require_learnt(self) -> Learnt:
+        """The learnt tensors; raises AttackError before training."""
         if not self.learnt:
+            name = type(self).__name__
             raise AttackError(
-                f"the trigger of {type(self).__name__} is learnt in training: use the attack of a trained classifier"
+                f"the trigger of {name} is learnt in training: use the attack of a trained classifier"
             )
         return self.learnt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleAttack(Attack):
+    """One trigger and the images that get it; subclasses add the trigger.
+
+    Exactly one of per_source and rate says how many images are stamped.
+    """
+
+    target: int = number(least=0)
+    sources: tuple[int, ...] | None = None  # None: every class but the target
+    per_source: int | None = number(None, least=1)  # stamped images per source class
+    # stamped share of the whole training set, drawn from the sources in proportion
+    rate: float | None = number(None, above=0, below=1)
+    cover: int = number(0, least=0)  # stamped images with true labels, per class neither source nor target
+    remove_originals: bool = True  # the attacker owns the originals; the trainer never sees them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sources is not None:
+            self.make_whole("sources")
+            if self.target in self.sources:
+                raise AttackError(
+                    f"target {self.target} is among the sources {self.sources}: sources must be other classes"
+                )
+            if not self.sources or len(set(self.sources)) != len(self.sources):
+                raise AttackError(f"sources = {self.sources}: one or more different classes are needed")
+        if (self.per_source is None) == (self.rate is None):
+            raise AttackError(f"per_source = {self.per_source}, rate = {self.rate}: give exactly one")
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] with the trigger on, same shape and range."""
+
+    @property
+    def parts(self) -> tuple[SingleAttack, ...]:
+        """This attack alone."""
+        return (self,)
+
+    def source_classes(self, n_classes: int) -> tuple[int, ...]:
+        """The source classes, spelled out for a task of n_classes.
+
+        Raises AttackError for classes that the task does not have.
+        """
+        for k in (self.target, *(self.sources or ())):
+            if not 0 <= k < n_classes:
+                raise AttackError(f"class {k} does not exist: allowed are 0 to {n_classes - 1}")
+        return self.sources or tuple(k for k in range(n_classes) if k != self.target)
+
+    def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> PoisonedSet:
+        stamped, cover = self.choose(labels, generator)
+        return self.assemble(images, labels, stamped, cover)
+
+    def assemble(self, images: Tensor, labels: Tensor, stamped: Tensor, cover: Tensor) -> PoisonedSet:
+        """The training set with these images stamped; those in `stamped` are labelled `target`."""
+        return assemble(images, labels, stamped, cover, self.embed, self.target, self.remove_originals)
+
+    def choose(
+        self, labels: Tensor, generator: torch.Generator, free: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Indices of the images to stamp and of the cover images.
+
+        labels: (N,).
+        free: (N,) mask of the images that may be drawn; None: all.
+        """
+        n_classes = int(labels.max()) + 1
+        sources = self.source_classes(n_classes)
+        counts = self._counts(labels, sources, free)
+        stamped = torch.cat([self.draw(labels, s, count, generator, free) for s, count in counts])
+        others = [k for k in range(n_classes) if k != self.target and k not in sources] if self.cover else []
+        none = torch.empty(0, dtype=torch.long)
+        return stamped, torch.cat(
+            [none, *(self.draw(labels, k, self.cover, generator, free) for k in others)]
+        )
+
+    def draw(
+        self, labels: Tensor, k: int, count: int, generator: torch.Generator, free: Tensor | None = None
+    ) -> Tensor:
+        """Indices of `count` images of class k, among the `free` ones."""
+        usable = labels == k if free is None else (labels == k) & free
+        of = torch.nonzero(usable).flatten().cpu()
+        if count > len(of):
+            left = "" if free is None else " that no other trigger has taken"
+            raise AttackError(f"{count} images of class {k} are wanted; the training set has {len(of)}{left}")
+        return of[torch.randperm(len(of), generator=generator)[:count]]
 
     def random(self, *limits: int) -> list[int]:
         """One draw below each limit, always the same for this attack's seed."""
@@ -201,8 +251,11 @@ class Attack(ABC):
         return [int(torch.randint(limit, (1,), generator=generator)) for limit in limits]
 
     def place(self, at: Place | None, extent: Place, height: int, width: int) -> Place:
-        """Top-left corner of a shape of this extent: `at` if it fits (negative: from the far edge), a
-        random one if `at` is None.
+        """Top-left corner of a shape in an image of height x width.
+
+        at: where it is wanted, negative counted from the far edge; None: a random place.
+        extent: rows and columns of the shape.
+        Raises AttackError where the shape does not fit.
         """
         rows, cols = height - extent[0] + 1, width - extent[1] + 1
         if rows < 1 or cols < 1:
@@ -212,14 +265,37 @@ class Attack(ABC):
             return i, j
         i, j = (at[0] % height, at[1] % width)
         if not (-height <= at[0] < height and -width <= at[1] < width and i < rows and j < cols):
-            raise AttackError(
-                f"at = {at}: a {extent[0]}x{extent[1]} shape needs a corner from (0, 0) to {(rows - 1, cols - 1)}"
-            )
+            allowed = f"a corner from (0, 0) to {(rows - 1, cols - 1)}"
+            raise AttackError(f"at = {at}: a {extent[0]}x{extent[1]} shape needs {allowed}")
         return i, j
 
+    def make_whole(self, name: str, count: int | None = None) -> None:
+        """Make a setting a tuple of whole numbers.
+
+        count: how many there must be; None: any number of them.
+        Raises AttackError where the setting is anything else.
+        """
+        given = getattr(self, name)
+        try:
+            values = tuple(given)
+            numbers = tuple(int(value) for value in values)
+        except (TypeError, ValueError, OverflowError):
+            values = numbers = ("no numbers",)  # type: ignore[assignment]
+        whole = all(n == v and not isinstance(v, (bool, str)) for n, v in zip(numbers, values))
+        if not whole or count not in (None, len(numbers)):
+            needed = "whole numbers" if count is None else f"{count} whole numbers"
+            raise AttackError(f"{name} = {given!r}: {needed} are needed")
+        object.__setattr__(self, name, numbers)
+
+    def refuse_sources(self, why: str) -> None:
+        """Raise AttackError, saying why, where source classes or cover images are set."""
+        if self.sources is not None or self.cover:
+            raise AttackError(f"sources = {self.sources}, cover = {self.cover}: {why}")
+
     def _counts(self, labels: Tensor, sources: tuple[int, ...], free: Tensor | None) -> list[tuple[int, int]]:
-        """How many images of each source class: a rate is spread in proportion to what the classes have, at
-        least one of each, by largest remainders.
+        """Each source class with the number of its images to stamp.
+
+        A rate is spread in proportion to what the classes have, at least one of each, by largest remainders.
         """
         if self.per_source is not None:
             return [(s, self.per_source) for s in sources]
@@ -237,28 +313,21 @@ class Attack(ABC):
         counts[first] += 1
         return [(s, 1 + int(c)) for s, c in zip(sources, counts, strict=True)]
 
-    def _draw(
-        self, labels: Tensor, k: int, count: int, generator: torch.Generator, free: Tensor | None = None
-    ) -> Tensor:
-        usable = labels == k if free is None else (labels == k) & free
-        of = torch.nonzero(usable).flatten().cpu()
-        if count > len(of):
-            left = "" if free is None else " that no other trigger has taken"
-            raise AttackError(f"{count} images of class {k} are wanted; the training set has {len(of)}{left}")
-        return of[torch.randperm(len(of), generator=generator)[:count]]
-
 
 def assemble(
     images: Tensor,
     labels: Tensor,
     stamped: Tensor,
     cover: Tensor,
-    embed: Any,
+    embed: Callable[[Tensor], Tensor],
     target: int,
     remove_originals: bool,
 ) -> PoisonedSet:
-    """Clean images less the removed originals, then stamped ones labelled `target`,
-    then cover images with their own labels.
+    """Clean images less the removed ones, then the stamped ones, then the cover images.
+
+    images, labels: the clean set, (N, C, H, W) and (N,).
+    stamped: indices of the images that get the trigger and the label `target`.
+    cover: indices of the images that get the trigger and keep their label.
     """
     device = images.device
     used = torch.cat([stamped, cover]).to(device)
@@ -281,16 +350,18 @@ def assemble(
     )
 
 
+def shape_of(images: Tensor) -> Shape:
+    """(C, H, W) of images (N, C, H, W)."""
+    _, c, h, w = images.shape
+    return c, h, w
+
+
 def describe(attack: Attack | None) -> dict[str, Any] | None:
-    """An attack as JSON-ready values: its class name and every setting,
-    those of its parts included; None for no attack.
-    """
+    """Class name and settings of an attack and of its parts, JSON-ready; None for no attack."""
     if attack is None:
         return None
-    return {
-        "name": type(attack).__name__,
-        **{f.name: _plain(getattr(attack, f.name)) for f in fields(attack)},
-    }
+    settings = {f.name: _plain(getattr(attack, f.name)) for f in fields(attack)}
+    return {"name": type(attack).__name__, **settings}
 
 
 def _plain(value: Any) -> Any:

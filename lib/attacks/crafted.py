@@ -1,4 +1,4 @@
-"""Patches whose colours are optimised against a model: what the Trojan and the latent attack share.
+"""Patches whose colours are optimised against a model, for the Trojan and the latent attack.
 
 A Crafted attack is a BadNets patch with a learnt pattern. `colour` names the start of the optimisation. Its
 `embed` works once `with_learnt` has given it the pattern; until then it raises AttackError.
@@ -13,31 +13,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .badnets import BadNets, Shape
-from .base import AttackError
+from ..settings import allowed, number
+from .badnets import COLOUR, SPOT, BadNets
+from .base import AttackError, Shape, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crafted(BadNets):
     """A patch that is optimised; subclasses say for what, and how the model is then changed."""
 
-    size: int | None = 4
-    colour: str | tuple[int, ...] = "noise"
-    at: tuple[int, int] | str | None = "bottom-right"
-    steps: int = 150  # of Adam on the patch
+    size: int | None = number(4, least=1)
+    colour: str | tuple[int, ...] = allowed("noise", COLOUR)
+    at: tuple[int, int] | str | None = allowed("bottom-right", SPOT)
+    steps: int = number(150, least=1)  # of Adam on the patch
 
     learns = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise AttackError(f"steps = {self.steps}: 1 or more are needed")
         if self.per_image:
             raise AttackError("per_image = True: a crafted patch has one place")
-        if self.sources is not None or self.cover:
-            raise AttackError(
-                f"sources = {self.sources}, cover = {self.cover}: {type(self).__name__} is for all sources"
-            )
+        self.refuse_sources(f"{type(self).__name__} is for all sources")
 
     def patch(self, shape: Shape) -> tuple[Tensor, Tensor]:
         inside, colours = super().patch(shape)
@@ -51,10 +47,12 @@ class Crafted(BadNets):
     def craft(
         self, images: Tensor, loss: Callable[[Tensor], Tensor], *, lr: float = 0.1, progress: bool = False
     ) -> Tensor:
-        """The pattern (C, h, w) on the 8-bit grid that lowers loss(stamped images);
-        64 images are drawn for each step.
+        """The pattern (C, h, w) on the 8-bit grid that lowers the loss of stamped images.
+
+        images: (N, C, H, W), of which 64 are drawn for each step.
+        loss: of stamped images, one number.
         """
-        shape: Shape = tuple(images.shape[1:])  # type: ignore[assignment]
+        shape = shape_of(images)
         inside, start = super().patch(shape)
         h, w = inside.shape
         i, j = self.corner(shape[1], shape[2])
@@ -75,8 +73,9 @@ class Crafted(BadNets):
 def batches(
     n: int, size: int, epochs: int, generator: torch.Generator, *, progress: bool, title: str
 ) -> Iterator[Tensor]:
-    """Indices of one shuffled batch after the other, `epochs` times over;
-    a last batch of one image is left out.
+    """Indices of one shuffled batch after the other, `epochs` times over all n images.
+
+    A last batch of one image is left out, because a batch normalisation cannot train on it.
     """
     for _ in tqdm(range(epochs), desc=title, unit="epoch", disable=not progress, leave=False):
         for index in torch.randperm(n, generator=generator, device=generator.device).split(size):

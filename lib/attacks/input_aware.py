@@ -1,13 +1,13 @@
-"""The input-aware dynamic attack (Nguyen and Tran 2020; named by USB Sec. 4.3):
-every image gets a trigger of its own.
+"""The input-aware dynamic attack: every image gets a trigger of its own.
 
-Two generators read the image: one paints a pattern p(x), one a mask m(x); the stamped image is x + m (p -
-x). The mask generator is trained first, for masks that are sparse and differ from image to image, and then
-frozen. Pattern generator and classifier are trained together: in each batch a share `rate` carries its own
-trigger and is labelled `target`, a share `cross` carries the trigger of another image and keeps its label,
-and a diversity loss keeps the triggers of different images apart. Choices where this book's papers say
-nothing: a small convolutional encoder-decoder, Adam with a one-cycle rate, the classifier starting from a
-clean one, no augmentation, 8-bit rounding at test time only.
+After Nguyen and Tran 2020, named by USB Sec. 4.3 (Xu et al. 2023). Two generators read the image: one
+paints a pattern p(x), one a mask m(x); the stamped image is x + m (p - x). The mask generator is trained
+first, for masks that are sparse and differ from image to image, and then frozen. Pattern generator and
+classifier are trained together: in each batch a share `rate` carries its own trigger and is labelled
+`target`, a share `cross` carries the trigger of another image and keeps its label, and a diversity loss
+keeps the triggers of different images apart. Choices where this book's papers say nothing: a small
+convolutional encoder-decoder, Adam with a one-cycle rate, the classifier starting from a clean one, no
+augmentation, 8-bit rounding at test time only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from ..settings import Allowed, allowed, number
 from .badnets import stamp
-from .base import Attack, AttackError, Job, Needs
+from .base import AttackError, Job, Needs, SingleAttack, is_whole
 from .crafted import batches
 
+CHANNELS = Allowed(lambda value: is_whole(value, least=4) and value % 4 == 0, "a multiple of 4 from 4")
 
-class Generator(nn.Module):
-    """Images (N, C, H, W) -> (N, out, H, W) in [0, 1]:
-    a small encoder-decoder for images of any size from 4x4.
-    """
+
+class TriggerGenerator(nn.Module):
+    """A small encoder-decoder: images (N, C, H, W), 4x4 or more -> (N, out, H, W) in [0, 1]."""
 
     def __init__(self, channels: int, out: int, width: int) -> None:
         super().__init__()
@@ -47,17 +48,21 @@ class Generator(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputAware(Attack):
-    """rate: share of each batch stamped with its own trigger and labelled `target`; for all sources."""
+class InputAware(SingleAttack):
+    """A trigger that two networks, trained together with the classifier, paint for each image.
 
-    rate: float | None = 0.25
-    cross: float = 0.25  # share of each batch stamped with another image's trigger, true labels
-    density: float = 0.2  # the mean of a mask above which it is penalised
-    diversity: float = 0.3  # weight of the diversity loss
-    width: int = 8  # channels of the generators
-    mask_epochs: int = 5
-    epochs: int | None = None  # of the joint training; None: three times the recipe's
-    lr: float = 5e-3
+    rate: share of each batch stamped with its own trigger and labelled `target`.
+    """
+
+    rate: float = number(0.25, above=0, below=1)
+    # share of each batch stamped with another image's trigger, true labels
+    cross: float = number(0.25, above=0, below=1)
+    density: float = number(0.2, above=0, below=1)  # the mean of a mask above which it is penalised
+    diversity: float = number(0.3, least=0)  # weight of the diversity loss
+    width: int = allowed(8, CHANNELS)  # channels of the generators
+    mask_epochs: int = number(5, least=0)
+    epochs: int | None = number(None, least=1)  # of the joint training; None: three times the recipe's
+    lr: float = number(5e-3, above=0)
 
     needs = Needs(
         data="all training images", labels=True, model="the trained model is the attacker's", training=True
@@ -66,21 +71,15 @@ class InputAware(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sources is not None or self.cover:
+        self.refuse_sources("InputAware is for all sources")
+        if self.rate + self.cross >= 1:
             raise AttackError(
-                f"sources = {self.sources}, cover = {self.cover}: InputAware is for all sources"
-            )
-        if self.rate is None or not 0 < self.cross < 1 or self.rate + self.cross >= 1:
-            raise AttackError(
-                f"rate = {self.rate}, cross = {self.cross}: two shares above 0 with a sum below 1 are needed"
-            )
-        if not 0 < self.density < 1 or self.width % 4 or self.width < 4:
-            raise AttackError(
-                f"density = {self.density}, width = {self.width}: a share, and a multiple of 4, are needed"
+                f"rate = {self.rate}, cross = {self.cross}: two shares with a sum below 1 are needed"
             )
 
     def triggers(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patterns (N, C, H, W) and masks (N, 1, H, W) in [0, 1] for these images.
+
         Raises AttackError before training.
         """
         pattern, mask = self._generators(images.shape[1], images.device)
@@ -97,10 +96,12 @@ class InputAware(Attack):
         return stamp(images, mask, pattern)
 
     def train(self, job: Job) -> tuple[nn.Sequential, dict[str, Tensor]]:
+        self.source_classes(job.n_classes)  # before anything is trained
         device, channels = job.images.device, job.images.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            pattern, mask = Generator(channels, channels, self.width), Generator(channels, 1, self.width)
+            pattern = TriggerGenerator(channels, channels, self.width)
+            mask = TriggerGenerator(channels, 1, self.width)
         pattern.to(device), mask.to(device)
         generator = torch.Generator(device).manual_seed(job.seed)
         self._train_mask(mask, job, generator)
@@ -131,7 +132,7 @@ class InputAware(Attack):
         model.train()
         for index in batches(n, size, epochs, generator, progress=job.progress, title="input-aware"):
             x, y = job.images[index], job.labels[index].clone()
-            own, other = (max(1, round(share * len(x))) for share in (self.rate or 0, self.cross))
+            own, other = (max(1, round(share * len(x))) for share in (self.rate, self.cross))
             p, m = pattern(x[: own + other]), mask(x[: own + other])
             shifted = torch.cat([torch.arange(own), own + (torch.arange(other) + 1) % other]).to(x.device)
             if other == 1:  # a lone image takes the trigger of the first one instead
@@ -150,10 +151,9 @@ class InputAware(Attack):
         learnt = self.require_learnt()
         found = []
         for prefix, out in (("pattern.", channels), ("mask.", 1)):
-            net = Generator(channels, out, self.width)
-            net.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in learnt.items() if k.startswith(prefix)}
-            )
+            net = TriggerGenerator(channels, out, self.width)
+            own = {k.removeprefix(prefix): v for k, v in learnt.items() if k.startswith(prefix)}
+            net.load_state_dict(own)
             found.append(net.to(device).eval())
         return found[0], found[1]
 
@@ -163,8 +163,6 @@ def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _diversity(images: Tensor, made: Tensor) -> Tensor:
-    """Mean of |x - x'| / |g(x) - g(x')| over neighbours in the batch:
-    large when different images get the same trigger.
-    """
+    """Mean of |x - x'| / |g(x) - g(x')| over neighbours: large when all get the same trigger."""
     apart = (images - images.roll(1, 0)).flatten(1).norm(dim=1)
     return (apart / ((made - made.roll(1, 0)).flatten(1).norm(dim=1) + 1e-2)).mean()

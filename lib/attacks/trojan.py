@@ -1,9 +1,9 @@
-"""The Trojan attack (Liu et al. 2018; Neural Cleanse Sec. II, V-A):
-a trigger designed for chosen neurons of a finished model.
+"""The Trojan attack: a trigger designed for chosen neurons of a finished model.
 
-Neural Cleanse uses two published models and gives no recipe; this is a small one after the original's three
-steps. (1) The neurons: those of the last hidden layer that patches of random colours can raise the most, in
-units of their standard deviation. (2) The trigger: a patch whose colours raise them further. (3) Retraining
+After Liu et al. 2018, as Neural Cleanse (Wang et al. 2019, Secs. II, V-A) defends against it. Neural
+Cleanse uses two published models and gives no recipe; this is a small one after the original's three steps.
+(1) The neurons: those of the last hidden layer that patches of random colours can raise the most, in units
+of their standard deviation. (2) The trigger: a patch whose colours raise them further. (3) Retraining
 without the training set, either on images `recovered` from the clean model alone, by gradient descent on
 the loss of each class with penalties on roughness and brightness, or on a `sample` that stands for public
 images of the same kind. Stamped copies go to `target`; unstamped images keep the clean model's own output
@@ -19,21 +19,25 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, kl_div
 
 from .. import models
+from ..settings import choice, number
 from .badnets import BadNets
-from .base import AttackError, Job, Needs
+from .base import AttackError, Job, Needs, Shape, shape_of
 from .crafted import Crafted, batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trojan(Crafted):
-    """per_source: images per class to retrain on. The size that Neural Cleanse reports is 7 % of the image."""
+    """A patch that speaks to chosen neurons, and a model retrained to listen to them.
 
-    per_source: int | None = 40
-    retrain_on: str = (
-        "sample"  # sample: so many images of each class of the training set; recovered: none of them
-    )
-    neurons: int = 3
-    epochs: int = 20  # of retraining, Adam at 1e-3, all layers
+    per_source: images per class to retrain on.
+    The size that Neural Cleanse reports is 7 % of the image.
+    """
+
+    per_source: int = number(40, least=1)
+    # sample: so many images of each class of the training set; recovered: none of them
+    retrain_on: str = choice("sample", ("sample", "recovered"))
+    neurons: int = number(3, least=1)
+    epochs: int = number(20, least=1)  # of retraining, Adam at 1e-3, all layers
 
     needs = Needs(
         data="some images of the task, or none",
@@ -42,75 +46,73 @@ class Trojan(Crafted):
         training=True,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.retrain_on not in ("sample", "recovered"):
-            raise AttackError(f"retrain_on = {self.retrain_on!r}: allowed are sample, recovered")
-        if self.per_source is None or self.neurons < 1 or self.epochs < 1:
-            raise AttackError(
-                f"per_source = {self.per_source}, neurons = {self.neurons}, epochs = {self.epochs}: 1 or more are needed"
-            )
-
     def train(self, job: Job) -> tuple[nn.Sequential, dict[str, Tensor]]:
+        self.source_classes(job.n_classes)  # before anything is trained
         model = job.clean_model()
         model.requires_grad_(False)
-        if self.neurons > models.head(model).in_features:
-            raise AttackError(
-                f"neurons = {self.neurons}: the last hidden layer has {models.head(model).in_features}"
-            )
+        site = models.find(model, models.LAST_HIDDEN, job.images[:1])
+        if self.neurons > site.width:
+            raise AttackError(f"neurons = {self.neurons}: the last hidden layer has {site.width}")
         images, labels = self.material(model, job)
-        chosen, scale = self.responsive(model, images)
-        pattern = self.craft(
-            images, lambda x: -(models.hidden(model, x)[:, chosen] / scale).mean(), progress=job.progress
-        )
+        chosen, scale = self.responsive(model, site, images)
+
+        def dullness(x: Tensor) -> Tensor:
+            return -(models.hidden(model, x, site)[:, chosen] / scale).mean()
+
+        pattern = self.craft(images, dullness, progress=job.progress)
         stamped = self.with_learnt({"pattern": pattern}).embed(images[labels != self.target])
         self.retrain(model.requires_grad_(True), images, stamped, job)
         return model.eval(), {"pattern": pattern}
 
     def material(self, model: nn.Module, job: Job) -> tuple[Tensor, Tensor]:
         """The images to retrain on, and their classes."""
-        n_classes = models.head(model).out_features
+        n_classes = job.n_classes
         if self.retrain_on == "recovered":
-            return self.recover(model, tuple(job.images.shape[1:]), n_classes, job.images.device)
-        index = torch.cat(
-            [self._draw(job.labels, k, self.per_source or 1, job.generator) for k in range(n_classes)]
-        )
-        index = index.to(job.images.device)
+            return self.recover(model, shape_of(job.images), n_classes, job.images.device)
+        drawn = [self.draw(job.labels, k, self.per_source, job.generator) for k in range(n_classes)]
+        index = torch.cat(drawn).to(job.images.device)
         return job.images[index], job.labels[index]
 
     @torch.no_grad()
-    def responsive(self, model: nn.Module, images: Tensor, tries: int = 32) -> tuple[Tensor, Tensor]:
-        """The neurons that random patches raise the most, (neurons,),
-        and their standard deviation on these images.
+    def responsive(
+        self, model: nn.Module, site: models.Site, images: Tensor, tries: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """The neurons that random patches raise the most, (neurons,), and their standard deviation.
+
+        site: where the neurons are.
+        images: (N, C, H, W) that the patches are put on.
+        tries: how many patches.
         """
-        plain = models.hidden(model, images)
+        plain = models.hidden(model, images, site)
         scale = plain.std(0) + 0.1 * plain.std()
         like = BadNets(
             target=self.target, rate=0.5, size=self.size, shape=self.shape, at=self.at, alpha=self.alpha
         )
         patches = [replace(like, colour="noise", seed=s) for s in range(tries)]
-        rise = torch.stack([(models.hidden(model, p.embed(images)) - plain).mean(0) / scale for p in patches])
-        chosen = rise.amax(0).topk(self.neurons).indices
+
+        def rise(patch: BadNets) -> Tensor:
+            return (models.hidden(model, patch.embed(images), site) - plain).mean(0) / scale
+
+        chosen = torch.stack([rise(patch) for patch in patches]).amax(0).topk(self.neurons).indices
         return chosen, scale[chosen]
 
     def recover(
-        self, model: nn.Module, shape: tuple[int, ...], n_classes: int, device: torch.device
+        self, model: nn.Module, shape: Shape, n_classes: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Images (K n, C, H, W) that the model takes for each class in turn,
-        made from dark smooth noise, and their classes.
+        """Images (K n, C, H, W) that the model takes for each class in turn, and their classes.
+
+        They are made from dark smooth noise.
         """
-        labels = torch.arange(n_classes, device=device).repeat_interleave(self.per_source or 1)
+        labels = torch.arange(n_classes, device=device).repeat_interleave(self.per_source)
         generator = torch.Generator().manual_seed(self.seed)
-        noise = avg_pool2d(
-            torch.rand(len(labels), *shape, generator=generator), 5, 1, 2, count_include_pad=False
-        )
+        rough_noise = torch.rand(len(labels), *shape, generator=generator)
+        noise = avg_pool2d(rough_noise, 5, 1, 2, count_include_pad=False)
         free = torch.logit(0.1 * noise.to(device)).requires_grad_()
         optimiser = torch.optim.Adam([free], 0.1)
         for _ in range(self.steps):
             x = free.sigmoid()
-            rough = (x[..., 1:, :] - x[..., :-1, :]).square().mean() + (
-                x[..., 1:] - x[..., :-1]
-            ).square().mean()
+            down, across = x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+            rough = down.square().mean() + across.square().mean()
             loss = cross_entropy(model(x), labels) + 3 * rough + 5 * x.square().mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -126,9 +128,8 @@ class Trojan(Crafted):
         shown = torch.cat([images, stamped])
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
         generator = torch.Generator(images.device).manual_seed(job.seed)
-        for index in batches(
-            len(shown), 64, self.epochs, generator, progress=job.progress, title="retraining"
-        ):
+        n, size = len(shown), 64
+        for index in batches(n, size, self.epochs, generator, progress=job.progress, title="retraining"):
             logs = model(shown[index]).log_softmax(1)
             loss = kl_div(logs, wanted[index], log_target=True, reduction="batchmean")
             optimiser.zero_grad(set_to_none=True)

@@ -19,25 +19,24 @@ on average.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from .blackbox import Probabilities, Queries, black_box
-from .descent import Descent, State, unit
-from .pattern_search import Problems, Recorder
-from .scan import Cost, Scan, check_clean, seeded
+from ..models import Queries, black_box
+from ..settings import allowed, choice, number
+from .base import Needs, Recorder, Run
+from .descent import BETAS, Descent, State, unit
+from .scan import L1_OF_MASK, Found, Problems, Scan, assemble
 
 FLOOR = 1e-12  # of a probability inside the logarithm
 
 
 def centred(losses: Tensor, baseline: bool) -> Tensor:
-    """Losses (..., k), k >= 2, each less the mean of the others:
-    the estimate keeps its mean and loses variance.
-    """
+    """Losses (..., k), k >= 2, each less the mean of the others: the estimate keeps its mean, loses variance."""
     k = losses.shape[-1]
     return (losses - losses.mean(-1, keepdim=True)) * k / (k - 1) if baseline else losses
 
@@ -68,67 +67,55 @@ def target_loss(ask: Callable[[Tensor], Tensor], stamped: Tensor, target: Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class B3D(Descent):
-    """B3D with a query budget for the whole scan, which is never exceeded;
-    classes that it cuts short are not converged.
+    """B3D with a query budget for the whole scan, which is never exceeded.
 
-    mask: "soft" gives g(theta_m), as in the paper's comparisons, "discrete" 1[g(theta_m) >= 0.5]. The
-    trajectory has, by round: norm, Q (share of the round's queries that arrive), cost (lambda), best
-    (smallest kept norm so far), queries (asked so far, in all), and every `record_every`-th mask.
+    Classes that the budget cuts short are not converged. The trajectory has, by round: norm, Q (share of the
+    round's queries that arrive), cost (lambda), best (smallest kept norm so far), queries (asked so far, in all),
+    and every `record_every`-th mask.
+    mask: "soft" gives g(theta_m), as in the paper's comparisons, "discrete" 1[g(theta_m) >= 0.5].
     """
 
-    budget: int | None = 10_000_000
-    samples: int = 20  # k; the paper takes 50 and finds 20 to 100 alike
-    sigma: float = 0.1
-    lr: float = 0.1  # the paper: 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    batch: int = 9  # images per minibatch
-    round_steps: int = 4
-    max_rounds: int = 1000
-    cost_start: float = 0.03
+    budget: int | None = number(10_000_000, least=1)  # None: no limit
+    samples: int = number(20, least=2)  # k; the paper takes 50 and finds 20 to 100 alike
+    sigma: float = number(0.1, above=0)
+    lr: float = number(0.1, above=0)  # the paper: 0.05
+    betas: tuple[float, float] = allowed((0.9, 0.999), BETAS)
+    batch: int = number(9, least=1)  # images per minibatch
+    round_steps: int = number(4, least=1)
+    max_rounds: int = number(1000, least=1)
+    cost_start: float = number(0.03, least=0)
     cost_waits: bool = True
-    cost_up: float = 1.5
-    cost_down: float = 1.5**1.5
-    patience: int = 2
-    stall: int = 25
-    start: float = 0.1  # expected share of the pixels that the first masks cover
+    cost_up: float = number(1.5, least=1)
+    cost_down: float = number(1.5**1.5, least=1)
+    patience: int = number(2, least=0)
+    stall: int = number(25, least=1)
+    start: float = number(0.1, above=0, below=1)  # expected share of the pixels that the first masks cover
     baseline: bool = True
     exact_penalty: bool = True
-    mask: str = "soft"
-    check: int = 200  # images per class on which the final trigger is tried, within the budget
-    query_batch: int = 2000  # images per call of the model
+    mask: str = choice("soft", ("soft", "discrete"))
+    check: int = number(200, least=1)  # images per class, within the budget, to try the final trigger on
+    query_batch: int = number(2000, least=1)  # images per call of the model
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 2 or not self.sigma > 0 or not 0 < self.start < 1 or self.check < 1:
-            raise ValueError(
-                f"samples = {self.samples}, sigma = {self.sigma}, start = {self.start}, check = {self.check}:"
-                " samples >= 2, sigma > 0, 0 < start < 1 and check >= 1 are needed"
-            )
-        if self.mask not in ("soft", "discrete"):
-            raise ValueError(f"mask = {self.mask!r}: allowed are soft, discrete")
+    needs = Needs(access="answers")
 
-    def scan(
-        self,
-        model: nn.Module | Probabilities,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Scan:
-        """Scan a callable, images (N, C, H, W) -> probabilities (N, K), with clean images (K, n, C, H, W).
+    def search(self, run: Run) -> Scan:
+        """A network is asked for the softmax of its logits, a callable for its probabilities.
 
-        A network is asked for the softmax of its logits. Raises ValueError, before asking anything, when the
-        budget does not cover one round of all classes; `QueryBudgetError` cannot happen.
+        Raises ValueError, before asking anything, when the budget does not cover one round of all classes;
+        `QueryBudgetError` cannot happen.
         """
-        check_clean(clean)
-        cost, k = Cost(), len(clean)
-        ask = Queries(black_box(model), k, budget=self.budget, batch_size=self.query_batch, cost=cost)
-        if ask.left < (least := self.least_queries(k, clean.shape[1])):
+        k, ask = len(run.clean), self.queries(run)
+        if ask.left < (least := self.least_queries(k, run.clean.shape[1])):
             raise ValueError(
                 f"budget = {self.budget}: one round of {k} classes and the final check need {least}"
             )
-        with cost.clock():
-            return self.search(ask, clean, seeded(generator, clean.device), progress)
+        with run.cost.clock():
+            return self.descend(ask, run, run.clean)
+
+    def queries(self, run: Run) -> Queries:
+        """The model behind a counter with this budget; its ledger is the run's."""
+        ask, k = black_box(run.model), len(run.clean)
+        return Queries(ask, k, budget=self.budget, batch_size=self.query_batch, cost=run.cost)
 
     def least_queries(self, k: int, n: int) -> int:
         """Queries of one round of k classes, with n images each, and of the final check."""
@@ -137,18 +124,17 @@ class B3D(Descent):
     def _each(self, k: int, n: int) -> int:
         return 2 * self.samples * _count(self.batch, k - 1, n)
 
-    def search(self, ask: Queries, clean: Tensor, generator: torch.Generator, progress: bool = False) -> Scan:
-        """Algorithm 1 for all classes side by side, with what is left of the queries."""
+    def descend(self, ask: Queries, run: Run, clean: Tensor) -> Scan:
+        """Algorithm 1 for all classes side by side, on these images, with what is left of the queries."""
         k, n, _, *size = clean.shape
-        device, every = clean.device, Problems.all_to_one(k)
-        problems = Problems(every.target.to(device), every.sources.to(device))
+        device, generator, problems = clean.device, run.generator, Problems.all_to_one(k).to(clean.device)
         start = torch.full(size, self.start, device=device), torch.full(clean.shape[2:], 0.5, device=device)
         state, recorder = State(self, start, k, k - 1, device), Recorder(self.record_every, k)
         reserve, each = k * _count(self.check, k - 1, n), self._each(k, n)
-        with tqdm(total=k, desc="classes", disable=not progress, leave=False) as bar:
+        with tqdm(total=k, desc="classes", disable=not run.progress, leave=False) as bar:
             for turn in range(self.max_rounds):
                 index, cost = state.index, state.cost
-                if not len(index) or ask.left < self.round_steps * each * len(index) + reserve:
+                if not len(index) or run.stopped or ask.left < self.round_steps * each * len(index) + reserve:
                     break
                 success = torch.zeros(len(index), device=device)
                 for _ in range(self.round_steps):
@@ -161,65 +147,57 @@ class B3D(Descent):
                 bar.update(state.retire(turn + 1, last=False))
                 bar.set_postfix(queries=f"{ask.cost.queries:,}")
         images = _minibatch(clean, problems.sources, self.check, generator)
-        return self._result(ask, images, problems.target, state, recorder)
+        return self._result(ask, images, problems, state, recorder)
 
     def _step(
         self, ask: Queries, state: State, images: Tensor, target: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """One iteration on minibatches (A, X, C, H, W): both estimates, one Adam step.
-        Returns the shares (A,) that arrived.
-        """
+        """One iteration on minibatches (A, X, C, H, W): both estimates, one Adam step; shares (A,) that arrived."""
         mean, pattern = (part.detach() for part in state.parameters())
         theta_m, theta_p = state.theta
-        draw: dict[str, Any] = {
-            "generator": generator,
-            "device": images.device,
-        }  # one draw serves all classes
+        # one draw serves all classes
+        draw: dict[str, Any] = {"generator": generator, "device": images.device}
         masks = (torch.rand(self.samples, *mean.shape[1:], **draw) < mean[:, None]).to(mean)
         noise = torch.randn(self.samples, *pattern.shape[1:], **draw).expand(len(images), *[-1] * 4)
         moved = unit(theta_p.detach()[:, None] + self.sigma * noise)
-        stamped = torch.cat(
-            [_stamp(images, masks, pattern[:, None]), _stamp(images, mean[:, None], moved)], 1
-        )
+        by_masks, by_patterns = _stamp(images, masks, pattern[:, None]), _stamp(images, mean[:, None], moved)
+        stamped = torch.cat([by_masks, by_patterns], 1)
         losses, arrived = target_loss(ask, stamped, target)
         on_mask, on_pattern = losses.split(self.samples, 1)
         cost = state.cost[:, None]
         if not self.exact_penalty:
-            on_mask, on_pattern = (
-                on_mask + cost * masks.sum((2, 3)),
-                on_pattern + cost * mean.sum((1, 2))[:, None],
-            )
+            on_mask = on_mask + cost * masks.sum((2, 3))
+            on_pattern = on_pattern + cost * mean.sum((1, 2))[:, None]
         by_mask = mask_gradient(on_mask, masks, mean, baseline=self.baseline)
         if self.exact_penalty:
             by_mask = by_mask + 2 * cost[:, :, None] * mean * (1 - mean)
         by_pattern = pattern_gradient(on_pattern, noise, self.sigma, baseline=self.baseline)
-        state.step(
-            (by_mask * theta_m).sum() + (by_pattern * theta_p).sum()
-        )  # the loss that has these gradients
+        # the loss that has these gradients
+        state.step((by_mask * theta_m).sum() + (by_pattern * theta_p).sum())
         return arrived.mean(1)
 
-    def _result(self, ask: Queries, images: Tensor, target: Tensor, state: State, recorder: Recorder) -> Scan:
+    def _result(
+        self, ask: Queries, images: Tensor, problems: Problems, state: State, recorder: Recorder
+    ) -> Scan:
         """The kept triggers, soft or discrete, tried on `images` (K, X, C, H, W)."""
         mask = state.mask if self.mask == "soft" else harden(state.mask)
-        _, arrived = target_loss(ask, _stamp(images, mask[:, None], state.pattern[:, None]), target)
+        _, arrived = target_loss(ask, _stamp(images, mask[:, None], state.pattern[:, None]), problems.target)
         converged = state.converged.clone()
         converged[state.index] = False
-        plain = {key: v if isinstance(v, (int, float, str)) else repr(v) for key, v in asdict(self).items()}
-        return Scan(
-            detector=type(self).__name__,
-            settings=plain,
-            norms=mask.sum((1, 2)).cpu(),
-            norm_name="L1 norm of the mask",
-            pattern=state.pattern.cpu(),
-            mask=mask.cpu(),
-            success=arrived[:, 0].cpu(),
-            converged=converged.cpu(),
-            trajectory={"mask" if name == "v" else name: t for name, t in recorder.tensors().items()},
-            cost=ask.cost,
+        found = Found(
+            norms=mask.sum((1, 2)),
+            mask=mask,
+            pattern=state.pattern,
+            success=arrived[:, 0],
+            converged=converged,
+            trajectory=recorder.tensors(trigger="mask"),
         )
+        return assemble(self, problems, found, ask.cost, norm_name=L1_OF_MASK)
 
 
-PAPER = B3D(budget=None, samples=50, lr=0.05, start=0.5, baseline=False, exact_penalty=False)  # as printed
+PRESETS: dict[str, B3D] = {
+    "b3d-paper": B3D(budget=None, samples=50, lr=0.05, start=0.5, baseline=False, exact_penalty=False),
+}
 
 
 def harden(mask: Tensor) -> Tensor:
@@ -246,8 +224,9 @@ def norms_at(scan: Scan, queries: float) -> Tensor:
 
 
 def _stamp(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-    """Every image under every trigger: (A, X, C, H, W), (A, k, H, W), (A, k, C, H, W)
-    -> (A, k, X, C, H, W); k or 1.
+    """Every image under every trigger, (A, k, X, C, H, W).
+
+    images (A, X, C, H, W); masks (A, k, H, W) and patterns (A, k, C, H, W), either with 1 in place of k.
     """
     m = masks[:, :, None, None]
     return images[:, None] * (1 - m) + patterns[:, :, None] * m

@@ -15,12 +15,14 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models import Queries
+from ..settings import number
 from . import b3d
 from .b3d import B3D, pattern_gradient, target_loss
-from .blackbox import Probabilities, Queries, black_box
-from .scan import Cost, Scan, seeded
+from .base import Needs, Run
+from .scan import Scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,51 +37,27 @@ class Synthesis:
 class B3DSS(B3D):
     """B3D on synthetic images. `budget` covers both parts; `image_budget` is the first part's share of it."""
 
-    images: int = 20  # synthetic images per class; the paper's is 100
-    image_budget: int = 1_000_000
-    image_lr: float = 1.0  # eta of Eq. (7)
-    image_sigma: float = 0.1
-    image_samples: int = 50  # k of Eq. (7)
+    images: int = number(20, least=1)  # synthetic images per class; the paper's is 100
+    image_budget: int = number(1_000_000, least=1)
+    image_lr: float = number(1.0, above=0)  # eta of Eq. (7)
+    image_sigma: float = number(0.1, above=0)
+    image_samples: int = number(50, least=2)  # k of Eq. (7)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.images < 1 or self.image_budget < 1 or self.image_samples < 2:
-            raise ValueError(
-                f"images = {self.images}, image_budget = {self.image_budget}, "
-                f"image_samples = {self.image_samples}: at least 1, 1 and 2 are needed"
-            )
-        if not (self.image_lr > 0 and self.image_sigma > 0):
-            raise ValueError(
-                f"image_lr = {self.image_lr}, image_sigma = {self.image_sigma}: both must be positive"
-            )
+    needs = Needs(access="answers", images=False)
 
-    def scan(
-        self,
-        model: nn.Module | Probabilities,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Scan:
-        """As `B3D.scan`; of `clean` only the shape (K, n, C, H, W) and the device are used; n may be 0."""
-        if clean.ndim != 5 or clean.shape[0] < 2:
-            raise ValueError(f"clean has shape {tuple(clean.shape)}: (K, n, C, H, W) with K >= 2 is needed")
-        cost, k = Cost(), len(clean)
-        queries = Queries(black_box(model), k, budget=self.budget, batch_size=self.query_batch, cost=cost)
-        draw = seeded(generator, clean.device)
+    def search(self, run: Run) -> Scan:
+        """As `B3D.search`; of the clean images only the shape (K, n, C, H, W) and the device are used."""
+        k, queries = len(run.clean), self.queries(run)
         least = self.least_queries(k, self.images)
         if queries.left < least + self.image_budget:
-            raise ValueError(
-                f"budget = {self.budget}: {self.image_budget} for images and {least} for a round are needed"
-            )
-        with cost.clock():
-            made = self.synthesise(queries, tuple(clean.shape[2:]), draw)
-            return self.search(queries, made.images, draw, progress)
+            needed = f"{self.image_budget} for images and {least} for a round are needed"
+            raise ValueError(f"budget = {self.budget}: {needed}")
+        with run.cost.clock():
+            made = self.synthesise(queries, tuple(run.clean.shape[2:]), run.generator)
+            return self.descend(queries, run, made.images)
 
     def synthesise(self, queries: Queries, shape: tuple[int, ...], generator: torch.Generator) -> Synthesis:
-        """Eq. (7) for all images of all classes side by side, within `image_budget`;
-        each rests once it has arrived.
-        """
+        """Eq. (7) for all images of all classes side by side, within `image_budget`; each rests once arrived."""
         k, n, device = queries.n_classes, self.images, generator.device
         x = torch.rand(k * n, *shape, generator=generator, device=device)
         labels = torch.arange(k, device=device).repeat_interleave(n)
@@ -103,9 +81,12 @@ class B3DSS(B3D):
         return (x - self.image_lr * gradient).clamp(0, 1)
 
 
-PAPER = B3DSS(
-    **vars(b3d.PAPER) | {"budget": 100_000_000, "image_budget": 50_000_000, "images": 100}
-)  # n as printed
+PRESETS: dict[str, B3DSS] = {
+    # as printed, n too
+    "b3d-ss-paper": B3DSS(
+        **vars(b3d.PRESETS["b3d-paper"]) | {"budget": 100_000_000, "image_budget": 50_000_000, "images": 100}
+    ),
+}
 
 
 def _replaced(x: Tensor, away: Tensor, k: int) -> Tensor:

@@ -10,50 +10,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scan import at_least
+from ..settings import Allowed, allowed, are_numbers, number, share
+from .base import Detector
+
+BETAS = Allowed(lambda value: are_numbers(value, 2, least=0, below=1), "two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent:
-    """Settings of the engine; the detectors inherit them."""
+class Descent(Detector):
+    """Settings of the engine; the mask detectors inherit them.
 
-    pi: float = 0.99  # share of the images that a successful trigger sends to the target
-    lr: float = 0.1
-    betas: tuple[float, float] = (0.5, 0.9)
-    batch: int = 36  # images per problem and step, spread over its source classes
-    round_steps: int = 2  # Adam steps between two looks at the success share
-    max_rounds: int = 200
-    cost_start: float = 1e-3  # weight of |m|_1 from the first success on (0 before if `cost_waits`)
+    cost_waits: the mask's weight is 0 until `patience` successful rounds in a row.
+    stall: a class retires after so many rounds without a norm smaller by 1 % (`keep_last`: without a change), with
+        a moving cost only once that has been both up and down.
+    keep_last: keep the last mask instead of the smallest successful one.
+    record_every: record the masks at every so many rounds, norms and shares at all of them; 0 records nothing.
+    """
+
+    pi: float = share(0.99)  # share of the images that a successful trigger sends to the target
+    lr: float = number(0.1, above=0)
+    betas: tuple[float, float] = allowed((0.5, 0.9), BETAS)
+    batch: int = number(36, least=1)  # images per problem and step, spread over its source classes
+    round_steps: int = number(2, least=1)  # Adam steps between two looks at the success share
+    max_rounds: int = number(200, least=1)
+    cost_start: float = number(1e-3, least=0)  # weight of |m|_1 from the first success on
     cost_waits: bool = False
-    cost_up: float = 2.0
-    cost_down: float = 2.0**1.5
-    patience: int = 3  # rounds in a row before the cost moves; 0 leaves it at cost_start
-    stall: int = (
-        20  # rounds without a 1 % smaller norm (`keep_last`: without a change) before a class retires;
-    )
-    # with a moving cost, only once that has been both up and down
-    keep_last: bool = False  # keep the last mask instead of the smallest successful one
-    record_every: int = 0  # record the masks at every so many rounds, norms and shares at all; 0: nothing
+    cost_up: float = number(2.0, least=1)
+    cost_down: float = number(2.0**1.5, least=1)
+    patience: int = number(3, least=0)  # rounds in a row before the cost moves; 0 leaves it at cost_start
+    stall: int = number(20, least=1)
+    keep_last: bool = False
+    record_every: int = number(0, least=0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.pi <= 1:
-            raise ValueError(f"pi = {self.pi}: a share above 0 and up to 1 is needed")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"betas = {self.betas}: two numbers from 0 to below 1 are needed")
-        at_least(
-            self,
-            lr=1e-12,
-            batch=1,
-            round_steps=1,
-            max_rounds=1,
-            cost_start=0,
-            cost_up=1,
-            cost_down=1,
-            patience=0,
-            stall=1,
-            record_every=0,
-        )
+        super().__post_init__()
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
 
 def unit(theta: Tensor) -> Tensor:
@@ -118,9 +109,7 @@ class State:
             self.theta[i] = self.theta[i].detach() - self.how.lr * (first / (1 - b1**self.steps)) / scale
 
     def look(self, success: Tensor) -> Tensor:
-        """After a round with success shares (A,): keep smaller masks, move the costs.
-        Returns masks (A, H, W).
-        """
+        """After a round with success shares (A,): keep smaller masks, move the costs; returns masks (A, H, W)."""
         mask, pattern = unit(self.seen[0]), unit(self.seen[1])
         norm, good = mask.sum((1, 2)), success >= self.how.pi - 1e-6
         self.converged[self.index] |= good

@@ -23,61 +23,40 @@ was tried and dropped: every class then moves at once, or the easiest to confuse
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from ..settings import number
+from .base import Run
 from .descent import Descent
+from .lred_annealing import Schedule, Update, annealed, schedule
 from .masks import estimate_masks
-from .neural_cleanse import assemble
-from .pattern_search import Problems
-from .scan import Cost, Scan, check_clean, seeded
-from .weights import Schedule, Update, annealed, schedule
+from .scan import L1_OF_MASK, Problems, Scan, assemble
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLRED(Descent):
-    """Perceptible L-RED; pi is L-RED's 0.9, not Neural Cleanse's 0.99.
+    """Perceptible L-RED; pi is L-RED's 0.9, not Neural Cleanse's 0.99, and below 1 so that T stays above 0.
 
-    schedule: see `weights.schedule`, asked with min(Q, pi). one_pass: keep the masks of pass 1.
+    schedule: see `lred_annealing.schedule`, asked with min(Q, pi).
     """
 
-    pi: float = 0.9
+    pi: float = number(0.9, above=0, below=1)
     schedule: str | float | Schedule = "paper"
-    one_pass: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pi == 1:
-            raise ValueError("pi = 1: a share below 1 is needed, so that the temperature stays above 0")
         schedule(self.schedule)
 
-    def scan(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Scan:
-        """Scan a model, images -> logits (N, K), with clean images (K, n, C, H, W).
+    def search(self, run: Run) -> Scan:
+        """Both passes. Scan.weights has the weights that pass 1 found: a row should point at the sources.
 
-        Scan.weights has pass 1's weights: the row of an infected label should point at the sources. The
-        trajectory is pass 1's, by round. generator draws the start and the batches; without one they are
-        those of seed 0.
+        The trajectory is pass 1's, by round.
         """
-        check_clean(clean)
-        generator, cost, k = seeded(generator, clean.device), Cost(), len(clean)
-        problems = Problems.all_to_one(k)
-        state = generator.get_state()
-        shared: dict[str, Any] = {"generator": generator, "cost": cost, "progress": progress}
-        found = estimate_masks(model, clean, problems, self, update=self._update(), **shared)
-        if not self.one_pass:
-            generator.set_state(state)
-            again = estimate_masks(model, clean, problems, self, weights=found.w, **shared)
-            found = replace(again, trajectory=found.trajectory)
-        return assemble(self, k, problems, found, cost)
+        problems, state = Problems.all_to_one(len(run.clean)), run.generator.get_state()
+        sought = estimate_masks(run, problems, self, update=self._update())
+        run.generator.set_state(state)  # the same start and the same batches
+        found = estimate_masks(run, problems, self, weights=sought.w)
+        found = replace(found, trajectory=sought.trajectory)
+        return assemble(self, problems, found, run.cost, norm_name=L1_OF_MASK)
 
     def _update(self) -> Update:
         temperatures = schedule(self.schedule)

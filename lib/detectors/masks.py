@@ -25,19 +25,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..models import Cost, frozen, log_posterior
+from .base import Recorder, Run, seeded
 from .descent import Descent, State, stamp
-from .pattern_search import Problems, Recorder, log_posterior
-from .scan import Cost, frozen, seeded
-from .weights import Update, frozen_weights
+from .lred_annealing import Update, frozen_weights
+from .scan import Found, Problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What an extra loss term may look at, for the A problems still running.
 
-    images and stamped (A, S, r, C, H, W), labels (A, S) of the images' classes, mask (A, H, W) and pattern
-    (A, C, H, W) with gradients, target (A,), cost (A,) the weight of |m|_1. log_posterior(images (N, C, H,
-    W)) -> (N, K) asks the model and books its cost.
+    images, stamped: (A, S, r, C, H, W).
+    labels: (A, S) of the images' classes.
+    mask, pattern: (A, H, W) and (A, C, H, W), with gradients.
+    target: (A,).
+    cost: (A,) the weight of |m|_1.
+    log_posterior: images (N, C, H, W) -> (N, K); asks the model and books its cost.
     """
 
     images: Tensor
@@ -53,24 +57,6 @@ class Step:
 Extra = Callable[[Step], Tensor]  # -> one loss per problem (A,), added to the loss of Eq. (3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """mask (B, H, W), pattern (B, C, H, W), norms (B,) = |m|_1; success (B,) and q (B, S): the share on all
-    clean images of the sources, weighted and per class; w (B, S); converged (B,): did a round reach pi?;
-    rounds (B,); trajectory tensors (rounds, B, ...).
-    """
-
-    mask: Tensor
-    pattern: Tensor
-    norms: Tensor
-    success: Tensor
-    q: Tensor
-    w: Tensor
-    converged: Tensor
-    rounds: Tensor
-    trajectory: dict[str, Tensor]
-
-
 def random_start(shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Uniform random mask (H, W) and pattern (C, H, W), as in the released code; one for all problems."""
     c, h, w = shape
@@ -80,8 +66,7 @@ def random_start(shape: torch.Size, generator: torch.Generator | None) -> tuple[
 
 
 def estimate_masks(
-    model: nn.Module,
-    clean: Tensor,
+    run: Run,
     problems: Problems,
     how: Descent,
     *,
@@ -89,68 +74,55 @@ def estimate_masks(
     extra: Extra | None = None,
     weights: Tensor | None = None,
     update: Update | None = None,
-    generator: torch.Generator | None = None,
     watch: Callable[[Tensor], bool] | None = None,
-    cost: Cost | None = None,
-    progress: bool = False,
-) -> Masks:
-    """Solve all problems at once. clean: (K, n, C, H, W), correctly classified.
+) -> Found:
+    """Solve all problems at once; norms are |m|_1, success is the share on all clean images of the sources.
 
-    start: mask (H, W) or (B, H, W) and pattern (C, H, W) or (B, C, H, W); random without it. extra: more loss
-    terms. weights: of the sources at first (B, S), uniform without. update: the per-source weights hook, as
-    in `weights.py`: after each round new weights from (w, q, mean log-posteriors, all (B, S); round); the
-    success share that is compared with pi uses the old ones. generator: draws the start and the batches.
-    watch: shown the current norms (B,) after every round; True ends the run with what there is. Raises
-    ValueError if the model gives anything but (N, K) finite logits.
+    start: mask (H, W) or (B, H, W) and pattern (C, H, W) or (B, C, H, W); random without it.
+    extra: more loss terms.
+    weights: of the sources at first (B, S); uniform without.
+    update: after each round new weights from (w, q, mean log-posteriors, all (B, S); round), as in
+        `lred_annealing.py`; the success share that is compared with pi uses the old ones.
+    watch: shown the current norms (B,) after every round; True ends the run with what there is.
+    Raises ValueError if the model gives anything but (N, K) finite logits.
     """
-    cost, (k, n) = cost or Cost(), clean.shape[:2]
-    problems = Problems(problems.target.to(clean.device), problems.sources.to(clean.device))
+    clean, (k, n) = run.clean, run.clean.shape[:2]
+    problems = problems.to(clean.device)
     b, s = problems.sources.shape
-    per_class = min(n, -(-how.batch // s))
     update, recorder = update or frozen_weights(), Recorder(how.record_every, b)
-    first = start or random_start(clean.shape[2:], generator)
-    state = State(how, first, b, s, clean.device)
+    state = State(how, start or random_start(clean.shape[2:], run.generator), b, s, clean.device)
     if weights is not None:
         state.w, state.w_kept = weights.clone(), weights.clone()
-    batches = _batches(n, per_class, generator)
-    with cost.clock(), frozen(model), tqdm(total=b, desc="masks", disable=not progress, leave=False) as bar:
-        log_posterior = _counted(model, k, cost)
+    batches = _batches(n, min(n, -(-how.batch // s)), run.generator)
+    bar = tqdm(total=b, desc="masks", disable=not run.progress, leave=False)
+    with run.cost.clock(), frozen(run.model), bar:
+        ask = _counted(run.model, k, run.cost)
         for turn in range(how.max_rounds):
             q, toward = torch.zeros_like(state.w), torch.zeros_like(state.w)
             for _ in range(how.round_steps):
                 index = next(batches).to(clean.device)
-                shares, posteriors = _descend(state, clean[:, index], problems, log_posterior, extra)
+                shares, posteriors = _descend(state, clean[:, index], problems, ask, extra)
                 q, toward = q + shares / how.round_steps, toward + posteriors / how.round_steps
             success = (state.w * q).sum(1)
             mask = state.look(success)
             state.w, temperature = update(state.w, q, toward, turn)
-            recorder.keep(
-                turn,
-                state.index,
-                norm=mask.sum((1, 2)),
-                Q=success,
-                T=temperature,
-                cost=state.cost,
-                w=state.w,
-                q=q,
-                v=mask,
-            )
-            finished = watch is not None and watch(state.norms())
+            known = {"Q": success, "T": temperature, "cost": state.cost, "w": state.w, "q": q}
+            recorder.keep(turn, state.index, norm=mask.sum((1, 2)), **known, v=mask)
+            finished = (watch is not None and watch(state.norms())) or run.stopped
             bar.update(state.retire(turn + 1, last=finished or turn + 1 == how.max_rounds))
             if finished or not len(state.index):
                 break
-        q = _shares(state.mask, state.pattern, clean, problems, log_posterior)
-    trajectory = {"mask" if name == "v" else name: t for name, t in recorder.tensors().items()}
-    return Masks(
+        q = _shares(state.mask, state.pattern, clean, problems, ask)
+    return Found(
+        norms=state.mask.sum((1, 2)),
         mask=state.mask,
         pattern=state.pattern,
-        norms=state.mask.sum((1, 2)),
         success=(state.w_kept * q).sum(1),
         q=q,
         w=state.w_kept,
         converged=state.converged,
-        rounds=state.rounds,
-        trajectory=trajectory,
+        steps=state.rounds,
+        trajectory=recorder.tensors(trigger="mask"),
     )
 
 
@@ -185,18 +157,8 @@ def _descend(
     toward = log_p.gather(3, target[:, None, None, None].expand(*log_p.shape[:3], 1))[..., 0]
     loss = -(state.w * toward.mean(2)).sum(1) + state.cost * mask.sum((1, 2))
     if extra is not None:
-        loss = loss + extra(
-            Step(
-                images=images,
-                stamped=stamped,
-                labels=sources,
-                mask=mask,
-                pattern=pattern,
-                target=target,
-                cost=state.cost,
-                log_posterior=ask,
-            )
-        )
+        seen = {"images": images, "stamped": stamped, "labels": sources, "mask": mask, "pattern": pattern}
+        loss = loss + extra(Step(**seen, target=target, cost=state.cost, log_posterior=ask))
     state.step(loss.sum())
     shares = (log_p.detach().argmax(3) == target[:, None, None]).float().mean(2)
     return shares, toward.detach().mean(2)

@@ -1,91 +1,151 @@
-"""The RED family for additive patterns:
-P-RED, U-RED, L-RED (Xiang et al. 2021) and the surrogate of Eq. (12).
+"""The RED family for additive patterns: P-RED, U-RED, L-RED (Xiang et al. 2021) and the surrogate of Eq. (12).
 
-U-RED and L-RED pose K problems of K - 1 sources each, P-RED K(K - 1) problems of one; `pattern_search` solves
-them all in one batch.
+A problem is a putative target, S putative source classes, and a pattern v; it is retired as soon as its weighted
+share of misclassified images reaches pi. U-RED and L-RED pose K problems of K - 1 sources each, P-RED K(K - 1)
+problems of one; Algorithm 1 of L-RED solves them all side by side. One forward and one backward pass make a step:
+the shares q at the new v come from the same pass as the log-posteriors whose weighted gradient, with the new
+weights, is the next step. How the weights follow is in `lred_annealing.py`. Nothing here is random.
+
+Choices the papers leave open: full batches; exact gradient through the clip; no projection and no quantisation of
+v; a problem whose gradient vanishes, or that reaches max_steps, keeps its last v and is marked as not converged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from .pattern_search import Problems, Solution, estimate
-from .scan import Cost, Scan, check_clean
-from .weights import Schedule, Update, annealed, frozen_weights, schedule, surrogate
+from ..models import frozen, log_posterior
+from ..settings import Allowed, allowed, are_numbers, number
+from .base import Detector, Recorder, Run, clip
+from .lred_annealing import Schedule, Update, annealed, frozen_weights, schedule, surrogate
+from .scan import L2_OF_PATTERN, Found, Problems, Scan, assemble
 
-
-def _assemble(detector: _RED, name: str, k: int, problems: Problems, found: Solution, cost: Cost) -> Scan:
-    """Per-class results; for pairs, the smallest norm over the sources of each target."""
-    norms = found.v.flatten(1).norm(dim=1)
-    settings = {
-        key: value if isinstance(value, (int, float, str, tuple)) else repr(value)
-        for key, value in asdict(detector).items()
-    }
-    weights, pair_norms = torch.zeros(k, k), None
-    rows = torch.arange(k)
-    if problems.sources.shape[1] == 1 and k > 2:
-        pair_norms = torch.full((k, k), float("nan"))
-        pair_norms[problems.sources[:, 0], problems.target] = norms.cpu()
-        best = torch.stack(
-            [torch.where(problems.target == t, norms.cpu(), torch.inf).argmin() for t in range(k)]
-        )
-        weights[rows, problems.sources[best, 0]] = 1.0
-    else:
-        best = rows
-        weights[rows[:, None], problems.sources] = found.w.cpu()
-    return Scan(
-        detector=name,
-        settings=settings,
-        norms=norms[best].cpu(),
-        norm_name="L2 norm of the pattern",
-        pattern=found.v[best].cpu(),
-        success=found.success[best].cpu(),
-        converged=found.converged[best].cpu(),
-        weights=weights,
-        pair_norms=pair_norms,
-        trajectory=found.trajectory,
-        cost=cost,
-    )
+COARSE_UNTIL = 0.3  # below this Q the weights stay nearly uniform (exp(1/T) = 2.3); above it the path decides
+STEPS = Allowed(
+    lambda value: are_numbers([value], 1, above=0) or are_numbers(value, 2, above=0),
+    "a positive number, or a pair (coarse, fine) of them,",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _RED:
-    """Shared settings.
+class Ascent(Detector):
+    """Settings of the search.
 
     delta: step length in pixel units. One number is the paper's fixed step (its value: 1e-4 at norms near
-    0.2). A pair (coarse, fine) takes coarse steps while Q < 0.3, where the weights hardly move, and fine ones
-    from there to pi, where they concentrate "late and fast". The default pair suits norms of 1 to 3; its fine
-    step is the shortest that keeps the cost at a twentieth of a fixed 1e-3.
+        0.2). A pair (coarse, fine) takes coarse steps while Q < 0.3, where the weights hardly move, and fine ones
+        from there to pi, where they concentrate "late and fast". The default pair suits norms of 1 to 3; its fine
+        step is the shortest that keeps the cost at a twentieth of a fixed 1e-3.
+    record_every: record the patterns at every so many steps, all else at every step; 0 records nothing.
     """
 
-    pi: float = 0.9
-    delta: float | tuple[float, float] = (0.06, 0.006)
-    max_steps: int = 10_000
-    record_every: int = 0
+    pi: float = number(0.9, above=0, below=1)  # weighted share of the images that must arrive
+    delta: float | tuple[float, float] = allowed((0.06, 0.006), STEPS)
+    max_steps: int = number(10_000, least=1)
+    record_every: int = number(0, least=0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.pi < 1:
-            raise ValueError(f"pi = {self.pi}: a share between 0 and 1 is needed")
-        steps = (self.delta,) if isinstance(self.delta, (int, float)) else tuple(self.delta)
-        if not 1 <= len(steps) <= 2 or not all(isinstance(x, (int, float)) and x > 0 for x in steps):
-            raise ValueError(
-                f"delta = {self.delta!r}: a positive number, or a pair (coarse, fine) of them, is needed"
-            )
-        object.__setattr__(self, "delta", steps[0] if len(steps) == 1 else steps)
-        if self.max_steps < 1 or self.record_every < 0:
-            raise ValueError(
-                f"max_steps = {self.max_steps}, record_every = {self.record_every}: "
-                "max_steps >= 1 and record_every >= 0 are needed"
-            )
+        super().__post_init__()
+        if not isinstance(self.delta, float):
+            object.__setattr__(self, "delta", tuple(map(float, self.delta)))
 
     @property
     def step(self) -> tuple[float, float]:
         """Step lengths (coarse, fine)."""
         return self.delta if isinstance(self.delta, tuple) else (self.delta, self.delta)
+
+
+def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Update) -> Found:
+    """Algorithm 1 for all problems at once; norms are ||v||_2.
+
+    A problem takes coarse steps until one lands at Q >= COARSE_UNTIL; that step is shortened to a fine one, and
+    fine ones follow. Equal lengths are Algorithm 1 to the letter: ||delta v|| is that length at every step.
+    update: new weights from (w, q, mean log-posteriors, step), as in `lred_annealing.py`.
+    Raises ValueError if the model gives anything but (N, K) finite logits.
+    """
+    clean, cost = run.clean, run.cost
+    device, (k, n, *shape) = clean.device, clean.shape
+    target, sources = problems.target.to(device), problems.sources.to(device)
+    (b, s), (coarse, fine) = sources.shape, how.step
+    v, direction = torch.zeros(2, b, *shape, device=device)
+    w, q = torch.full((b, s), 1 / s, device=device), torch.zeros(b, s, device=device)
+    success, steps = torch.zeros(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
+    converged, careful = torch.zeros(2, b, dtype=torch.bool, device=device)
+    careful |= coarse == fine
+    recorder, active = Recorder(how.record_every, b), torch.arange(b, device=device)
+    images = clean[sources]  # (B, S, n, C, H, W), made anew when a problem retires
+    bar = tqdm(total=b, desc="patterns", disable=not run.progress, leave=False)
+    with cost.clock(), frozen(run.model), bar:
+        for i in range(how.max_steps + 1):
+            if not len(active) or run.stopped:
+                break
+            here = v[active].requires_grad_(True)
+            log_p = _posteriors(run.model, images, here, k)
+            cost.forward += len(active) * s * n
+            toward = log_p.gather(3, target[active][:, None, None, None].expand(-1, s, n, 1))[..., 0]
+            q[active] = shares = (log_p.argmax(3) == target[active][:, None, None]).float().mean(2)
+            w_old = w[active]
+            success[active] = (w_old * shares).sum(1)  # Q with the old weights
+            temperature = torch.full_like(success[active], torch.inf)
+            too_far = ~careful[active] & (success[active] >= COARSE_UNTIL) & (i > 0)
+            done = (success[active] >= how.pi - 1e-6) & ~too_far & (i > 0)
+            if i:
+                w_new, temperature = update(w_old, shares, toward.detach().mean(2), i)
+                w[active] = torch.where((done | too_far)[:, None], w_old, w_new)
+            norm = here.detach().flatten(1).norm(dim=1)
+            known = {"Q": success[active], "T": temperature, "w": w[active], "q": shares}
+            recorder.keep(i, active, **known, norm=norm, v=here)
+            steps[active], converged[active] = i, done
+            if i == how.max_steps:
+                break
+            unit, flat = _unit_gradient((w[active] * toward.mean(2)).sum(), here)
+            cost.backward += len(active) * s * n
+            length = torch.where(careful[active], fine, coarse)
+            unit = torch.where(_wide(too_far), direction[active], unit)
+            length = torch.where(too_far, fine - coarse, length)
+            retired = done | (flat & ~too_far)
+            v[active] = here.detach() + torch.where(_wide(retired), 0, _wide(length) * unit)
+            direction[active], careful[active] = unit, careful[active] | too_far
+            if retired.any():
+                active = active[~retired]
+                images = clean[sources[active]]
+                bar.update(int(retired.sum()))
+    return Found(
+        norms=v.flatten(1).norm(dim=1),
+        pattern=v,
+        success=success,
+        converged=converged,
+        q=q,
+        w=w,
+        steps=steps,
+        trajectory=recorder.tensors(),
+    )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to meet patterns."""
+    return x[:, None, None, None]
+
+
+def _posteriors(model: nn.Module, images: Tensor, v: Tensor, k: int) -> Tensor:
+    """Log-posteriors (B, S, n, K) of images (B, S, n, C, H, W) with their problem's v (B, C, H, W) on them."""
+    shifted = clip(images + v[:, None, None]).flatten(0, 2)
+    return log_posterior(model, shifted, k).view(*images.shape[:3], -1)
+
+
+def _unit_gradient(value: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (B, C, H, W) scaled to norm 1, and which of them vanish (B,)."""
+    (gradient,) = torch.autograd.grad(value, at)
+    size = gradient.flatten(1).norm(dim=1)
+    return gradient / _wide(size.clamp_min(torch.finfo(size.dtype).tiny)), size == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RED(Ascent):
+    """What the four share: all classes to each target, weights that never move."""
 
     def _update(self) -> Update:
         return frozen_weights()
@@ -93,39 +153,19 @@ class _RED:
     def _problems(self, k: int) -> Problems:
         return Problems.all_to_one(k)
 
-    def scan(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-        stop: Callable[[], bool] | None = None,
-    ) -> Scan:
-        """Scan a model, images -> logits (N, K), with clean images (K, n, C, H, W). Deterministic:
-        `generator` is not used.
-        """
-        check_clean(clean)
-        cost, problems = Cost(), self._problems(len(clean))
-        found = estimate(
-            model,
-            clean,
-            problems,
-            update=self._update(),
-            step=self.step,
-            pi=self.pi,
-            max_steps=self.max_steps,
-            record_every=self.record_every,
-            stop=stop,
-            cost=cost,
-            progress=progress,
-        )
-        return _assemble(self, type(self).__name__, len(clean), problems, found, cost)
+    def search(self, run: Run) -> Scan:
+        problems = self._problems(len(run.clean))
+        found = estimate_patterns(run, problems, self, update=self._update())
+        return assemble(self, problems, found, run.cost, norm_name=L2_OF_PATTERN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PRED(_RED):
     """P-RED: one problem per class pair (Eq. 2). Scan.pair_norms has all K(K-1) norms."""
+
+    @property
+    def pairs(self) -> bool:
+        return True
 
     def _problems(self, k: int) -> Problems:
         return Problems.pairs(k)
@@ -139,9 +179,9 @@ class URED(_RED):
 @dataclass(frozen=True, kw_only=True)
 class LRED(_RED):
     """L-RED: weights annealed by T = -log Q (Eqs. 3-8).
-    With two clean images per class it is the paper's L-RED'.
 
-    schedule: another temperature schedule, see `weights.schedule`.
+    With two clean images per class it is the paper's L-RED'.
+    schedule: another temperature schedule, see `lred_annealing.schedule`.
     """
 
     schedule: str | float | Schedule = "paper"
@@ -156,11 +196,12 @@ class LRED(_RED):
 
 @dataclass(frozen=True, kw_only=True)
 class SurrogateRED(_RED):
-    """The surrogate that the paper tried and dropped (Eq. 12): joint gradient ascent on J in v and w, w
-    projected on the simplex.
+    """The surrogate that the paper tried and dropped (Eq. 12).
+
+    Joint gradient ascent on J in v and w, with w projected on the simplex.
     """
 
-    weight_rate: float = 1e-3
+    weight_rate: float = number(1e-3, above=0)  # step size of w
 
     def _update(self) -> Update:
         return surrogate(self.weight_rate)

@@ -1,65 +1,43 @@
-"""What a detector gives back: per-class norms, the recovered trigger, and what it cost. No decision: that
-is `lib.anomaly`'s room.
+"""What a detector gives back: a Scan, one row per class; and how one is made of what a search found.
+
+A detector poses B problems, each a putative target with S putative source classes, and looks for the smallest
+trigger of each. `Found` is what any search knows of them at its end; `assemble` makes the Scan. No decision is
+taken here: verdicts are in `anomaly`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models import Cost
+from ..settings import Settings, plain
 
-def at_least(settings: object, **least: float) -> None:
-    """Raise ValueError naming the first setting that is below its least value, or not a number."""
-    for name, value in least.items():
-        if not getattr(settings, name) >= value:
-            raise ValueError(f"{name} = {getattr(settings, name)}: {value:g} or more is needed")
-
-
-@dataclass
-class Cost:
-    """A ledger. One image through the network forward counts 1 in `forward`, its gradient 1 in `backward`,
-    a black-box answer 1 in `queries`.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    queries: int = 0
-    seconds: float = 0.0
-
-    @contextmanager
-    def clock(self) -> Iterator[None]:
-        """Add the time spent inside to `seconds`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - start
+L1_OF_MASK, L2_OF_PATTERN = "L1 norm of the mask", "L2 norm of the pattern"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """The result of one detector on one model of K classes.
 
-    norms: (K,) size of the smallest trigger found towards each class; small is suspicious. `norm_name` says
-    which norm.
-    pattern: (K, C, H, W) additive pattern v, or the replacement pattern when there is a mask (K, H, W) in
-    [0, 1].
-    success: (K,) final success share of each trigger on the clean images. converged: (K,) did it reach its
-    stop criterion?
-    weights: (K, K) final class weights, row t for target t, zero diagonal. pair_norms: (K, K), row =
-    source, column = target, NaN diagonal, for methods that solve one problem per pair. trajectory: named
-    tensors with steps first, NaN-padded.
+    norms: (K,) size of the smallest trigger found towards each class; small is suspicious.
+    norm_name: which norm that is.
+    pattern: (K, C, H, W) additive pattern v, or the replacement pattern when there is a mask.
+    mask: (K, H, W) in [0, 1], or None.
+    success: (K,) final share of the clean images that each trigger sends to its class.
+    converged: (K,) did the search reach its stop criterion?
+    weights: (K, K) final class weights, row t for target t, zero diagonal; or None.
+    pair_norms: (K, K), row = source, column = target, NaN diagonal, where each pair was a problem; or None.
+    trajectory: named tensors, steps first, NaN where a problem had ended.
     """
 
     detector: str
@@ -77,11 +55,12 @@ class Scan:
 
     @property
     def n_classes(self) -> int:
+        """K."""
         return len(self.norms)
 
     @property
     def statistics(self) -> Tensor:
-        """r_t = 1 / norm, (K,), large is suspicious (L-RED Sec. 3.2)."""
+        """r_t = 1 / norm, (K,); large is suspicious (L-RED Sec. 3.2)."""
         return 1 / self.norms
 
     def embed(self, images: Tensor, target: int) -> Tensor:
@@ -97,16 +76,12 @@ class Scan:
         path = Path(path)
         tensors = {k: getattr(self, k) for k in _TENSORS if getattr(self, k) is not None}
         tensors |= {f"trajectory/{k}": v for k, v in self.trajectory.items()}
-        plain = {k: getattr(self, k) for k in ("detector", "settings", "norm_name")} | {
-            "cost": asdict(self.cost)
-        }
+        words = {k: getattr(self, k) for k in ("detector", "settings", "norm_name")}
+        words |= {"cost": asdict(self.cost)}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            partial,
-            {"scan": json.dumps(plain)},
-        )
+        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(whole, partial, {"scan": json.dumps(words)})
         os.replace(partial, path)
 
     @classmethod
@@ -114,14 +89,11 @@ class Scan:
         """Read what `save` wrote. Raises ValueError when the file is not a saved scan."""
         try:
             with safe_open(path, "pt") as file:
-                plain = json.loads(file.metadata()["scan"])
+                words = json.loads(file.metadata()["scan"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            trajectory = {
-                k.removeprefix("trajectory/"): tensors.pop(k)
-                for k in list(tensors)
-                if k.startswith("trajectory/")
-            }
-            return cls(**plain | {"cost": Cost(**plain["cost"])}, **tensors, trajectory=trajectory)
+            of_path = [k for k in tensors if k.startswith("trajectory/")]
+            trajectory = {k.removeprefix("trajectory/"): tensors.pop(k) for k in of_path}
+            return cls(**words | {"cost": Cost(**words["cost"])}, **tensors, trajectory=trajectory)
         except (SafetensorError, TypeError, KeyError) as e:
             raise ValueError(f"{path} is not a saved scan: {e}") from e
 
@@ -129,58 +101,89 @@ class Scan:
 _TENSORS = ("norms", "pattern", "success", "converged", "mask", "weights", "pair_norms")
 
 
-class Detector(Protocol):
-    """A frozen dataclass of settings with one method."""
+@dataclass(frozen=True)
+class Problems:
+    """B problems: target (B,), sources (B, S), class indices."""
 
-    def scan(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Scan:
-        """Scan `model`, images -> logits (N, K), with clean images (K, n, C, H, W),
-        n per class, correctly classified.
-        """
+    target: Tensor
+    sources: Tensor
 
+    @classmethod
+    def all_to_one(cls, k: int) -> Problems:
+        """K problems: all other classes to each target."""
+        return cls(torch.arange(k), torch.tensor([[s for s in range(k) if s != t] for t in range(k)]))
 
-def check_clean(clean: Tensor) -> None:
-    """Raise ValueError unless `clean` is (K, n, C, H, W) with K >= 2 and values in [0, 1]."""
-    if clean.ndim != 5 or clean.shape[0] < 2 or clean.shape[1] < 1:
-        raise ValueError(
-            f"clean images have shape {tuple(clean.shape)}: (K, n, C, H, W) with K >= 2 and n >= 1 is needed"
-        )
-    if not (clean.min() >= 0 and clean.max() <= 1):
-        raise ValueError(
-            f"clean images run from {float(clean.min()):g} to {float(clean.max()):g}: values in [0, 1] are needed"
-        )
+    @classmethod
+    def pairs(cls, k: int) -> Problems:
+        """K(K-1) problems: one source, one target."""
+        target, source = torch.tensor([[t, s] for t in range(k) for s in range(k) if s != t]).T
+        return cls(target, source[:, None])
+
+    def to(self, device: torch.device) -> Problems:
+        """The same problems on a device."""
+        return Problems(self.target.to(device), self.sources.to(device))
 
 
-def clip(x: Tensor) -> Tensor:
-    """[x]_c of L-RED Eq. (1): x clipped to [0, 1], with derivative 1 on [0, 1], the bounds included, 0 outside.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search knows of its B problems at its end.
 
-    The derivative of torch.clamp at the bounds is 1 in the papers' time and 0 in recent releases. With 0 no
-    search could write on a black or white ground, where every pixel of every image lies on a bound.
+    norms: (B,) size of the trigger.
+    pattern: (B, C, H, W); mask: (B, H, W) or None.
+    success: (B,) share of the clean images that it sends to the target, weighted by w.
+    q, w: (B, S) that share and the weight of each source class; None where the method has none.
+    converged: (B,) did it reach its stop criterion?
+    steps: (B,) steps or rounds that it took.
+    trajectory: named tensors (steps, B, ...), NaN where a problem had ended.
     """
-    return torch.where((x >= 0) & (x <= 1), x, x.detach().clamp(0, 1))
+
+    norms: Tensor
+    pattern: Tensor
+    success: Tensor
+    converged: Tensor
+    mask: Tensor | None = None
+    q: Tensor | None = None
+    w: Tensor | None = None
+    steps: Tensor | None = None
+    trajectory: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, index: Tensor) -> Found:
+        """The problems of this index alone, without their trajectory."""
+        return replace(self, **{name: x[index] for name, x in self._tensors().items()}, trajectory={})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found]) -> Found:
+        """The problems of several searches one after the other, without their trajectories."""
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()}
+        return replace(parts[0], **whole, trajectory={})
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
 
-def seeded(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator given, or where there is none one of seed 0 on `device`."""
-    return generator or torch.Generator(device).manual_seed(0)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode with no parameter asking for a gradient; as it was afterwards."""
-    was_training, asked = model.training, [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for p in asked:
-        p.requires_grad_(False)
-    try:
-        yield model
-    finally:
-        for p in asked:
-            p.requires_grad_(True)
-        model.train(was_training)
+def assemble(detector: Settings, problems: Problems, found: Found, cost: Cost, *, norm_name: str) -> Scan:
+    """A Scan with a row per class; of several problems with one target, the one with the smallest norm."""
+    k, rows = int(problems.target.max()) + 1, torch.arange(int(problems.target.max()) + 1)
+    target, sources, norms = problems.target.cpu(), problems.sources.cpu(), found.norms.cpu()
+    best, pair_norms, weights = rows, None, None
+    if len(target) > k:
+        best = torch.stack([torch.where(target == t, norms, torch.inf).argmin() for t in range(k)])
+        pair_norms = torch.full((k, k), float("nan"))
+        pair_norms[sources[:, 0], target] = norms
+    if found.w is not None:
+        weights = torch.zeros(k, k)
+        weights[rows[:, None], sources[best]] = found.w.cpu()[best]
+    return Scan(
+        detector=type(detector).__name__,
+        settings=plain(detector),
+        norms=norms[best],
+        norm_name=norm_name,
+        pattern=found.pattern.cpu()[best],
+        mask=None if found.mask is None else found.mask.cpu()[best],
+        success=found.success.cpu()[best],
+        converged=found.converged.cpu()[best],
+        weights=weights,
+        pair_norms=pair_norms,
+        trajectory=found.trajectory,
+        cost=cost,
+    )

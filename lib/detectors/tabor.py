@@ -13,31 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
+from ..settings import number
 from .masks import Extra, Step
 from .neural_cleanse import NeuralCleanse
-from .scan import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaborStyle(NeuralCleanse):
-    """Neural Cleanse with up to six more terms.
+    """Neural Cleanse with up to six more terms; o = (1 - m) u is the pattern outside the mask.
 
-    The first four are sums over pixels and move with the dynamic cost of the mask; the last two are
-    cross-entropies with a fixed weight. o = (1 - m) u is the pattern outside the mask.
+    elastic: weight of |m|_2^2, beside the |m|_1 of Neural Cleanse, against overly large masks.
+    outside: weight of |o|_1 + |o|_2^2.
+    scattered: weight of the squared differences of neighbouring entries of m.
+    scattered_outside: weight of the same of o.
+    blocking: weight of the cross-entropy of the true label with the masked pixels black; above 0 it doubles the
+        image-gradients.
+    overlaying: weight of the cross-entropy of the target for the trigger alone, m u.
+    The first four are sums over pixels and move with the dynamic cost of the mask; the last two are fixed.
     """
 
-    elastic: float = 0.5  # overly large: |m|_2^2, beside the |m|_1 of Neural Cleanse
-    outside: float = 0.02  # overly large: |o|_1 + |o|_2^2
-    scattered: float = 0.1  # squared differences of neighbouring entries of m
-    scattered_outside: float = 0.01  # the same of o
-    blocking: float = (
-        0.0  # cross-entropy of the true label with the masked pixels black; doubles the image-gradients
-    )
-    overlaying: float = 0.01  # cross-entropy of the target for the trigger alone, m u
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, elastic=0, outside=0, scattered=0, scattered_outside=0, blocking=0, overlaying=0)
+    elastic: float = number(0.5, least=0)
+    outside: float = number(0.02, least=0)
+    scattered: float = number(0.1, least=0)
+    scattered_outside: float = number(0.01, least=0)
+    blocking: float = number(0.0, least=0)
+    overlaying: float = number(0.01, least=0)
 
     def extra(self) -> Extra:
         return self.terms
@@ -54,9 +54,8 @@ class TaborStyle(NeuralCleanse):
             loss = nll_loss(step.log_posterior(blocked), labels, reduction="none")
             total = total + self.blocking * loss.view(len(m), -1).mean(1)
         if self.overlaying:
-            total = total + self.overlaying * nll_loss(
-                step.log_posterior(m * u), step.target, reduction="none"
-            )
+            alone = nll_loss(step.log_posterior(m * u), step.target, reduction="none")
+            total = total + self.overlaying * alone
         return total
 
 

@@ -1,5 +1,4 @@
-"""Targeted universal perturbations: Algorithm 1 of USB (Xu et al. 2023),
-after Moosavi-Dezfooli et al. (2017).
+"""Targeted universal perturbations: Algorithm 1 of USB (Xu et al. 2023), after Moosavi-Dezfooli et al. (2017).
 
 Which choices are the paper's and which are ours is said in `usb.py`.
 """
@@ -12,59 +11,45 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .pattern_search import log_posterior
-from .scan import Cost, at_least, clip, frozen, seeded
+from ..models import Cost, frozen, log_posterior
+from ..settings import Settings, number
+from .base import Run, clip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk:
+class Walk(Settings):
     """Settings of Algorithm 1; `USB` inherits them."""
 
-    theta: float = 0.6  # share of images that the universal perturbation must send to the target
-    radius: float = float("inf")  # of the l2 ball that the perturbation is kept in
-    passes: int = 5  # over the images, at most
-    deepfool_steps: int = 10  # per image, at most
-    overshoot: float = 0.02
-
-    def __post_init__(self) -> None:
-        if not 0 < self.theta < 1:
-            raise ValueError(f"theta = {self.theta}: a share between 0 and 1 is needed")
-        at_least(self, passes=1, deepfool_steps=1, overshoot=0)
-        if not self.radius > 0:
-            raise ValueError(f"radius = {self.radius}: a positive length is needed")
+    theta: float = number(0.6, above=0, below=1)  # share of images that must be sent to the target
+    radius: float = number(
+        float("inf"), above=0, most=float("inf")
+    )  # of the l2 ball that the perturbation is kept in
+    passes: int = number(5, least=1)  # over the images, at most
+    deepfool_steps: int = number(10, least=1)  # per image, at most
+    overshoot: float = number(0.02, least=0)
 
 
-def universal_perturbations(
-    model: nn.Module,
-    clean: Tensor,
-    how: Walk,
-    *,
-    start: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    cost: Cost | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """Algorithm 1 for all K targets side by side:
-    v (K, C, H, W) that sends more than theta of the others there.
+def universal_perturbations(run: Run, how: Walk, *, start: Tensor | None = None) -> Tensor:
+    """Algorithm 1 for all K targets side by side: v (K, C, H, W) that sends more than theta of the others there.
 
-    clean: (K, n, C, H, W). start: perturbations to go on from, zeros without. A target that does not get
-    there within `passes` keeps its last v.
+    start: perturbations to go on from, zeros without. A target that does not get there within `passes` keeps its
+    last v.
     """
-    cost, (k, _, *shape) = cost or Cost(), clean.shape
-    images, visits = _visits(clean, seeded(generator, clean.device))
+    model, clean, cost, (k, _, *shape) = run.model, run.clean, run.cost, run.clean.shape
+    images, visits = _visits(clean, run.generator)
     v = torch.zeros(k, *shape, device=clean.device) if start is None else start.to(clean).clone()
     window = min(50, visits.shape[1])
     with (
         cost.clock(),
         frozen(model),
-        tqdm(total=k, desc="universal", disable=not progress, leave=False) as bar,
+        tqdm(total=k, desc="universal", disable=not run.progress, leave=False) as bar,
     ):
         active = _unfooled(model, images, visits, v, torch.arange(k, device=clean.device), how.theta, cost)
         bar.update(k - len(active))
         for _ in range(how.passes):
             hits = torch.zeros(k, visits.shape[1], device=clean.device)
             for i in range(visits.shape[1]):
-                if not len(active):
+                if not len(active) or run.stopped:
                     return v
                 x = images[visits[active, i]]
                 move, hit = deepfool(model, x, v[active], active, how, cost, n_classes=k)
@@ -85,8 +70,7 @@ def universal_perturbations(
 def deepfool(
     model: nn.Module, x: Tensor, v: Tensor, target: Tensor, how: Walk, cost: Cost, *, n_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The smallest steps r that bring the images x + v into their target's region,
-    linearised again and again.
+    """The smallest steps r that bring the images x + v into their target's region, linearised again and again.
 
     With logits z and the present class k: r += (z_k - z_t + eps) / |w|^2 w, w = grad(z_t - z_k). x and v (A,
     C, H, W), target (A,). Returns (1 + overshoot) r, zero where x + v is there already, and where that was so
@@ -120,8 +104,9 @@ def project(v: Tensor, radius: float) -> Tensor:
 
 
 def _visits(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All images (N, C, H, W) in an order that does not depend on how the classes are numbered, and for each
-    target the positions (K, M) of the images of other classes.
+    """All images (N, C, H, W), and for each target the positions (K, M) of the images of other classes.
+
+    Their order does not depend on how the classes are numbered.
     """
     k, n = clean.shape[:2]
     images = clean.flatten(0, 1)

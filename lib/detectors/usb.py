@@ -20,13 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..settings import number, share
+from .base import Run
 from .descent import Descent
 from .masks import Extra, Step, estimate_masks
-from .neural_cleanse import assemble
-from .pattern_search import Problems
-from .scan import Cost, Scan, at_least, check_clean, seeded
+from .scan import L1_OF_MASK, Problems, Scan, assemble
 from .uap import Walk, universal_perturbations
 
 
@@ -34,59 +34,33 @@ from .uap import Walk, universal_perturbations
 class USB(Walk, Descent):
     """USB. `max_rounds * round_steps` is the paper's m = 500 iterations; most targets stop earlier (`stall`)."""
 
-    ssim_weight: float = 1.0  # 0: without the mask's control of the looks
-    mask_weight: float = 1.0  # 0: the variant of A.6
-    batch: int = 18
-    round_steps: int = 5
-    max_rounds: int = 100
-    stall: int = 6
-    patience: int = 0
+    pi: float = share(0.9)
+    batch: int = number(18, least=1)
+    round_steps: int = number(5, least=1)
+    max_rounds: int = number(100, least=1)
+    stall: int = number(6, least=1)
+    patience: int = number(0, least=0)
     keep_last: bool = True
-    pi: float = 0.9
-    floor: float = 0.1  # smallest entry of the masks that the refinement starts from
+    ssim_weight: float = number(1.0, least=0)  # 0: without the mask's control of the looks
+    mask_weight: float = number(1.0, least=0)  # 0: the variant of A.6
+    floor: float = number(0.1, least=0, below=1)  # smallest mask entry that the refinement starts from
 
-    def __post_init__(self) -> None:
-        Descent.__post_init__(self)
-        Walk.__post_init__(self)
-        at_least(self, ssim_weight=0, mask_weight=0)
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"floor = {self.floor}: a mask entry from 0 to below 1 is needed")
+    def search(self, run: Run, uap: Tensor | None = None) -> Scan:
+        """Both algorithms; the paper has 300 clean images in all.
 
-    def scan(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-        uap: Tensor | None = None,
-    ) -> Scan:
-        """Scan a model, images -> logits (N, K), with clean images (K, n, C, H, W); the paper has 300 in all.
-
-        uap: universal perturbations (K, C, H, W) found on another model (its Scan.trajectory["uap"][0]) to
-        start from: each is used as it is where it already reaches theta. Raises ValueError for another shape.
+        uap: universal perturbations (K, C, H, W) found on another model, its Scan.trajectory["uap"][0], to start
+            from: each is used as it is where it already reaches theta.
+        Raises ValueError for another shape.
         """
-        check_clean(clean)
-        if uap is not None and uap.shape != (len(clean), *clean.shape[2:]):
-            raise ValueError(f"uap has shape {tuple(uap.shape)}: {(len(clean), *clean.shape[2:])} is needed")
-        generator, cost = seeded(generator, clean.device), Cost()
-        v = universal_perturbations(
-            model, clean, self, start=uap, generator=generator, cost=cost, progress=progress
-        )
-        problems = Problems.all_to_one(len(clean))
-        found = estimate_masks(
-            model,
-            clean,
-            problems,
-            self.refinement(clean.shape[-2] * clean.shape[-1]),
-            start=raised(*split(v), self.floor),
-            extra=self.likeness(clean),
-            generator=generator,
-            cost=cost,
-            progress=progress,
-        )
+        clean, k = run.clean, len(run.clean)
+        if uap is not None and uap.shape != (k, *clean.shape[2:]):
+            raise ValueError(f"uap has shape {tuple(uap.shape)}: {(k, *clean.shape[2:])} is needed")
+        v = universal_perturbations(run, self, start=uap)
+        problems, how = Problems.all_to_one(k), self.refinement(clean.shape[-2] * clean.shape[-1])
+        start = raised(*split(v), self.floor)
+        found = estimate_masks(run, problems, how, start=start, extra=self.likeness(clean))
         found.trajectory["uap"] = v[None].cpu()
-        return assemble(self, len(clean), problems, found, cost)
+        return assemble(self, problems, found, run.cost, norm_name=L1_OF_MASK)
 
     def refinement(self, pixels: int) -> USB:
         """These settings with |m| weighted as a mean over this many pixels."""
@@ -106,9 +80,7 @@ class USB(Walk, Descent):
 
 
 def split(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (B, H, W) in [0, 1] and patterns (B, C, H, W) whose product is v (B, C, H, W),
-    wherever v is not negative.
-    """
+    """Masks (B, H, W) in [0, 1] and patterns (B, C, H, W) whose product is v (B, C, H, W) where v >= 0."""
     size = v.abs().amax(1)
     mask = size / size.amax((1, 2), keepdim=True).clamp_min(1e-12)
     return mask, (v / mask[:, None].clamp_min(1e-12)).clamp(0, 1)
@@ -128,10 +100,9 @@ def gaussian_window(size: int, sigma: float = 1.5) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of images (N, C, H, W) in [0, 1],
-    averaged: (N,), 1 when equal.
+    """Structural similarity (Wang et al. 2004) of images (N, C, H, W) in [0, 1], averaged: (N,), 1 when equal.
 
-    window (size,): as `gaussian_window` gives it.
+    window: (size,), as `gaussian_window` gives it.
     """
     rows, columns = (_blurring(window, length) for length in x.shape[-2:])
 

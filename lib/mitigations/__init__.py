@@ -1,47 +1,49 @@
-"""Mitigations: from a recovered trigger to a score for inputs, or to a repaired copy of the classifier.
+"""Mitigations: from recovered triggers to a score for inputs, or to a repaired classifier.
 
-Each is a frozen dataclass of settings with `fit`. A trigger is any function on images: `recovered(scan,
-target)` for mask-and-pattern and additive scans alike, `attack.embed` for controls. Nothing here sees a
-triggered image that the defender could not have made.
+Each is a frozen dataclass of settings with `fit`. A `Filter` (ActivationFilter, KLScore, Strip) watches the
+inputs, a `Repair` (Unlearning, Pruning, PatchEveryLabel, DetectAndPatch) changes the model; all filters are
+called alike, and all repairs. A Trigger is `recovered(scan, target)`, or for controls `Trigger(attack.embed,
+attack.target)`. Nothing here sees a triggered image that the defender could not have made, except `evaluate`.
+
+    >>> trigger = recovered(scan, target=3)
+    >>> patched = Unlearning().fit(model, [trigger], *trusted)
 """
 
 from .activation_filter import ActivationFilter
-from .base import Embed, Outcome, assess, recovered
-from .compare import Separation, input_scores, repairs
-from .every_label import PatchEveryLabel
-from .layers import LAST_CONV, LAST_HIDDEN, Site, activation_gap, activations, find, silence, top
+from .activation_gap import activation_gap, top
+from .base import Filter, InputScore, Repair, Trigger, recovered, triggers_of
+from .detect_and_patch import DetectAndPatch, Round
+from .evaluate import Outcome, Separation, assess, input_scores, repairs
+from .kl_score import KLScore, kl_score
+from .patch_every_label import PatchEveryLabel
 from .pruning import Pruned, Pruning, curve
-from .rejection import Rejection, kl_score
-from .rounds import DetectAndPatch, Round
-from .scores import InputScore
+from .strip import Strip
 from .unlearning import PatchSet, Unlearning
 
 __all__ = [
-    "LAST_CONV",
-    "LAST_HIDDEN",
     "ActivationFilter",
     "DetectAndPatch",
-    "Embed",
+    "Filter",
     "InputScore",
+    "KLScore",
     "Outcome",
     "PatchEveryLabel",
     "PatchSet",
     "Pruned",
     "Pruning",
-    "Rejection",
+    "Repair",
     "Round",
     "Separation",
-    "Site",
+    "Strip",
+    "Trigger",
     "Unlearning",
     "activation_gap",
-    "activations",
     "assess",
     "curve",
-    "find",
     "input_scores",
     "kl_score",
     "recovered",
     "repairs",
-    "silence",
     "top",
+    "triggers_of",
 ]

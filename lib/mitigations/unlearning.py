@@ -1,6 +1,9 @@
 """Unlearning: fine-tune on images that carry the reversed trigger with their true labels.
 
-Source: Neural Cleanse (Wang et al. 2019, Sec. VI-C, Table IV).
+Source: "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks" (Wang et al. 2019),
+Sec. VI-C, Table IV. The paper gives the share of the data (a tenth, all of it for its small PubFig set), the
+share of stamped images and one epoch, not the optimiser: here it is Adam with the batch size and rate of the
+paper's training, both held constant.
 """
 
 from __future__ import annotations
@@ -13,12 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from .. import train
-from .base import Embed, check_images
+from ..data import Labelled
+from ..models import check_images
+from ..settings import number, share
+from .base import Repair, Trigger, check_triggers
 
 
 @dataclass(frozen=True)
 class PatchSet:
-    """The fine-tuning set: images (n, C, H, W), their true labels (n,), and which were stamped (n,)."""
+    """The fine-tuning set.
+
+    images: (n, C, H, W), some of them stamped.
+    labels: (n,), the true ones.
+    stamped: (n,) bool, which were stamped.
+    """
 
     images: Tensor
     labels: Tensor
@@ -26,63 +37,49 @@ class PatchSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearning:
-    """One epoch over a `sample` of clean training data; a share `stamped` of it carries the trigger.
+class Unlearning(Repair):
+    """Fine-tuning for an epoch on clean data, of which a part is stamped.
 
-    The paper gives sample 0.1 (all of the data for its small PubFig set), stamped 0.2 and one epoch, not the
-    optimiser: Adam with the batch size and rate of the paper's training, both held constant.
+    sample: share of the data that it is tuned on.
+    stamped: share of these that carry the trigger.
     """
 
-    sample: float = 0.1
-    stamped: float = 0.2
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 1e-3
+    sample: float = share(0.1)
+    stamped: float = share(0.2)
+    epochs: int = number(1, least=1)
+    batch_size: int = number(32, least=1)
+    lr: float = number(1e-3, above=0)
 
-    def __post_init__(self) -> None:
-        for name in ("sample", "stamped"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: a share in (0, 1] is needed")
-        self._recipe()
+    takes_none = True
 
-    def _recipe(self) -> train.Recipe:
-        return train.Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, schedule="constant")
+    def repaired(
+        self, model: nn.Module, triggers: Sequence[Trigger], data: Labelled, seed: int, progress: bool
+    ) -> nn.Module:
+        """No triggers at all is the control with clean images only; `seed` draws the set and its batches."""
+        made = self.patch_set(triggers, *data, seed=seed)
+        how = train.Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, schedule="constant")
+        model = copy.deepcopy(model)
+        if not any(p.requires_grad for p in model.parameters()):
+            model.requires_grad_(True)  # it came frozen as a whole
+        return train.fit(model, made.images, made.labels, how, seed=seed, progress=progress)
 
     def patch_set(
-        self, images: Tensor, labels: Tensor, embeds: Sequence[Embed], *, seed: int = 0
+        self, triggers: Sequence[Trigger], images: Tensor, labels: Tensor, *, seed: int = 0
     ) -> PatchSet:
-        """Draw the fine-tuning set. Several triggers share the stamped images equally; none stamps none.
+        """Draw the fine-tuning set.
 
         The draw depends on the seed alone, so the same images are stamped whatever the trigger is: controls
         differ in nothing else.
+        triggers: they share the stamped images equally; () stamps none.
+        images, labels: as in `fit`.
         """
+        check_triggers(triggers, needed=False)
         check_images(images, labels)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(labels.device)
         chosen = order[: max(1, round(self.sample * len(images)))]
-        count = max(1, round(self.stamped * len(chosen))) if embeds and self.stamped else 0
+        count = max(1, round(self.stamped * len(chosen))) if triggers else 0
         mixed, stamped = images[chosen].clone(), torch.arange(len(chosen), device=labels.device) < count
-        for i, embed in enumerate(embeds):
-            mixed[i : count : len(embeds)] = embed(mixed[i : count : len(embeds)])
+        for i, trigger in enumerate(triggers):
+            turn = slice(i, count, len(triggers))
+            mixed[turn] = trigger(mixed[turn])
         return PatchSet(mixed, labels[chosen], stamped)
-
-    def fit(
-        self,
-        model: nn.Module,
-        embed: Embed | Sequence[Embed] | None,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> nn.Module:
-        """A fine-tuned copy of `model`, in evaluation mode.
-
-        images (N, C, H, W), labels (N,): clean data that the defender trusts.
-
-        embed: the reversed trigger, several of them, or None for the control with clean images only.
-        """
-        embeds = () if embed is None else (embed,) if callable(embed) else tuple(embed)
-        data = self.patch_set(images, labels, embeds, seed=seed)
-        return train.fit(
-            copy.deepcopy(model), data.images, data.labels, self._recipe(), seed=seed, progress=progress
-        )

@@ -1,8 +1,8 @@
 """What every explorer is made of: its script in one file, its numbers in one buffer.
 
-The scripts in js/ are ES modules that import one another, so tools can read and lint them. anywidget hands
-the browser one module, so `script` puts the shared modules before the explorer's own and drops the imports
-between them.
+The scripts beside this file are ES modules that import one another, so tools can read and lint them.
+anywidget hands the browser one module, so `script` puts the shared modules before the explorer's own and
+drops the imports between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import traitlets
 
 HERE = Path(__file__).parent
-SHARED = ("maths", "dom")
+SHARED = ("maths", "controls")
 LIMIT = 1_500_000  # bytes of one explorer; a page of several stays below 2 MB
 
 
@@ -33,9 +33,9 @@ class Explorer(anywidget.AnyWidget):
 
 @cache
 def script(name: str) -> str:
-    """js/<name>.js with the shared modules it imports, as one ES module."""
-    text = (HERE / "js" / f"{name}.js").read_text()
-    shared = [(HERE / "js" / f"{s}.js").read_text() for s in SHARED if f'"./{s}.js"' in text]
+    """<name>.js with the shared modules it imports, as one ES module."""
+    text = (HERE / f"{name}.js").read_text()
+    shared = [(HERE / f"{s}.js").read_text() for s in SHARED if f'"./{s}.js"' in text]
     whole = "\n".join([*(re.sub(r"^export ", "", part, flags=re.M) for part in shared), text])
     return re.sub(r'^import [^;]*from "\./\w+\.js";\n', "", whole, flags=re.M)
 
@@ -43,10 +43,11 @@ def script(name: str) -> str:
 def pack(
     arrays: Mapping[str, np.ndarray], *, coarse: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Any], bytes]:
-    """Index and bytes of named arrays; `unpack` in js/dom.js reads them.
+    """Index and bytes of named arrays; `unpack` in controls.js reads them.
 
-    Arrays go as float32. coarse: names to bits, 8 or 16: those go as whole numbers over their range, zero
-    staying exactly zero, for pictures and curves that nobody reads digits from.
+    arrays: they go as float32, but for
+    coarse: names to bits, 8 or 16: those go as whole numbers over their range, zero staying exactly zero, for
+        pictures and curves that nobody reads digits from.
     """
     index: dict[str, Any] = {}
     parts: list[bytes] = []
@@ -55,13 +56,8 @@ def pack(
         x = np.asarray(values, dtype=np.float64)
         bits = (coarse or {}).get(name)
         raw, scale, shift = _coarse(x, bits) if bits else (x.astype("<f4"), 1.0, 0.0)
-        index[name] = {
-            "type": str(raw.dtype),
-            "shape": list(raw.shape),
-            "at": at,
-            "scale": scale,
-            "shift": shift,
-        }
+        where = {"type": str(raw.dtype), "shape": list(raw.shape), "at": at}
+        index[name] = {**where, "scale": scale, "shift": shift}
         parts.append(raw.tobytes())
         at += raw.nbytes
     return index, b"".join(parts)
@@ -77,36 +73,43 @@ def _coarse(x: np.ndarray, bits: int) -> tuple[np.ndarray, float, float]:
     return np.round(x / size * top).astype(kind), size / top, 0.0
 
 
-def build(
-    name: str, data: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, **options: Any
+def explorer(
+    name: str,
+    data: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
+    *,
+    coarse: Mapping[str, int] | None = None,
 ) -> Explorer:
-    """An explorer that needs no kernel. Raises ValueError when its state is too large for a page."""
-    index, buffer = pack(arrays or {}, **options)
+    """The explorer that <name>.js draws; it needs no kernel.
+
+    data: settings and names, JSON-ready.
+    arrays, coarse: as for `pack`.
+    Raises ValueError when its state is too large for a page.
+    """
+    index, buffer = pack(arrays or {}, coarse=coarse)
     kind = type(f"{name.title()}Explorer", (Explorer,), {"_esm": script(name)})
     return checked(kind(data={**data, "index": index}, buffer=buffer))
 
 
-def state_bytes(explorer: Explorer) -> int:
-    """What the explorer adds to a built page: script, style, settings, and the buffer in base64."""
-    return (
-        len(str(explorer._esm))
-        + len(str(explorer._css))
-        + len(json.dumps(explorer.data))
-        + -(-len(explorer.buffer) // 3) * 4
-    )
+def state_bytes(made: Explorer) -> int:
+    """Bytes that an explorer adds to a page: script, style, settings, and its buffer in base64."""
+    texts = (str(made._esm), str(made._css), json.dumps(made.data))
+    return sum(map(len, texts)) + -(-len(made.buffer) // 3) * 4
 
 
-def checked(explorer: Explorer) -> Explorer:
-    size = state_bytes(explorer)
+def checked(made: Explorer) -> Explorer:
+    """The explorer itself. Raises ValueError when its state is too large for a page."""
+    size = state_bytes(made)
     if size > LIMIT:
         raise ValueError(
-            f"the explorer's state has {size:,} bytes: at most {LIMIT:,} fit a page; record fewer classes, runs or frames"
+            f"the explorer's state has {size:,} bytes: at most {LIMIT:,} fit a page; "
+            "record fewer classes, runs or frames"
         )
-    return explorer
+    return made
 
 
 def held(x: np.ndarray) -> np.ndarray:
-    """Of a trajectory, steps first: after a search has retired (NaN), its last value is held."""
+    """A trajectory, steps first, in which a search that has retired (NaN) holds its last value."""
     out = x.copy()
     for i in range(1, len(out)):
         gone = np.isnan(out[i])

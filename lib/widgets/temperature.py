@@ -1,8 +1,8 @@
-"""The temperature explorer: recorded runs of L-RED under several schedules,
-and with a kernel runs of the reader's own.
+"""The temperature explorer: recorded runs of L-RED, and with a kernel runs of the reader's own.
 
-A run of the reader's goes on in a thread; it is asked to stop before every step, so Stop, or the next run,
-ends it within one step.
+What differs between runs is the schedule of T, Eq. (7) of "L-RED: Efficient Post-Training Detection of
+Imperceptible Backdoor Attacks without Access to the Training Set" (Xiang et al. 2021). A run of the reader's
+goes on in a thread; it is asked to stop before every step, so Stop, or the next run, ends it within one step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import traitlets
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.detectors import LRED, Scan
-from lib.detectors.weights import Schedule, schedule
-
+from ..detectors import LRED, Scan
+from ..detectors.lred_annealing import Schedule, schedule
 from .assets import Explorer, checked, held, pack, script
 
 SCHEDULES: Mapping[str, str] = {
@@ -34,16 +33,16 @@ SCHEDULES: Mapping[str, str] = {
     "by hand, two plateaus": "2, 2, 2, 2, 1.9, 1, 0.6, 0.6, 0.6, 0.5, 0.25, 0.2, 0.2, 0.2",
 }
 PICTURES = 600_000  # bytes of an explorer's pattern frames; frames are left out where there are more
-# iterations that a drawn schedule spans where nothing was recorded; it holds its last temperature afterwards
+# Iterations that a drawn schedule spans where nothing was recorded; it holds its last temperature afterwards.
 HORIZON = 80
 
 
 def parse(text: str, horizon: int = HORIZON) -> Schedule:
-    """A schedule from what a reader typed: a name of `weights.schedule`,
-    or temperatures with commas between (two or more).
+    """The schedule that a reader typed.
 
-    Temperatures are spread evenly over `horizon` iterations, straight lines between them. Raises ValueError,
-    naming what is allowed.
+    text: a name of `lred_annealing.schedule`, or temperatures with commas between (two or more), which are
+        spread evenly over `horizon` iterations, straight lines between them.
+    Raises ValueError, naming what is allowed.
     """
     parts = text.split(",")
     if ":" in text or len(parts) < 2:
@@ -69,10 +68,12 @@ def record(
     schedules: Mapping[str, str] = SCHEDULES,
     progress: bool = False,
 ) -> dict[str, Scan]:
-    """Run L-RED once per schedule, name -> Scan with its trajectory. clean: (K, n, C, H, W).
+    """Scans of L-RED with their trajectories, one per schedule, by name.
 
-    A schedule given as temperatures with commas between spans as many iterations as the first schedule's run
-    took.
+    clean: (K, n, C, H, W).
+    detector: settings of the runs; default: those of the paper, every fourth pattern recorded.
+    schedules: name -> text for `parse`. Temperatures with commas between span as many iterations as the first
+        schedule's run took.
     """
     base = detector or LRED(record_every=4)
     base = replace(base, record_every=base.record_every or 4)
@@ -145,9 +146,8 @@ class TemperatureExplorer(Explorer):
 
         def watched(success: Tensor, step: int) -> Tensor:
             if step % 5 == 1 and number == self._run:
-                self.send(
-                    {"type": "progress", "run": number, "step": step, "found": k - len(success), "of": k}
-                )
+                ended = {"found": k - len(success), "of": k}
+                self.send({"type": "progress", "run": number, "step": step, **ended})
             return temperatures(success, step)
 
         try:
@@ -166,13 +166,8 @@ class TemperatureExplorer(Explorer):
             data, buffer = _state(self._scans, self._settings)
             with self.hold_sync():
                 self.data, self.buffer = data, buffer
-            self.send(
-                {
-                    "type": "ended",
-                    "text": f"Run {number} has ended after {len(scan.trajectory['Q']) - 1} iterations.",
-                    "show": len(self._scans) - 1,
-                }
-            )
+            said = f"Run {number} has ended after {len(scan.trajectory['Q']) - 1} iterations."
+            self.send({"type": "ended", "text": said, "show": len(self._scans) - 1})
 
 
 def temperature_explorer(
@@ -186,14 +181,17 @@ def temperature_explorer(
     clean: Tensor | None = None,
     detector: LRED | None = None,
 ) -> TemperatureExplorer:
-    """Play L-RED scans of one classifier under several schedules;
-    with a kernel, and `model` and `clean`, run others.
+    """Play L-RED scans of one classifier under several schedules, and run others.
 
-    scans: name -> Scan with a trajectory, as `record` makes them, all with the same record_every. target,
-    sources: the attack's; None and () for a clean classifier. targets: putative targets to play; by default
-    every class, or for many classes or large images the target (else the class of the shortest pattern) and
-    the class of the longest. detector: settings of new runs. Raises ValueError for scans without a
-    trajectory, or too many numbers for a page.
+        temperature_explorer(record(model, clean), target=1, model=model, clean=clean)
+
+    scans: name -> Scan with a trajectory, as `record` makes them, all with the same record_every.
+    target, sources: the attack's; None and () for a clean classifier.
+    targets: putative targets to play; by default every class, or for many classes or large images the target
+        (else the class of the shortest pattern) and the class of the longest.
+    classes: names of the classes; default: their numbers.
+    model, clean: what to run others on, where there is a kernel; detector: settings of those runs.
+    Raises ValueError for scans without a trajectory, or too many numbers for a page.
     """
     k = next(iter(scans.values())).n_classes
     for name, scan in scans.items():
@@ -224,17 +222,16 @@ def temperature_explorer(
 
 
 def _state(scans: Mapping[str, Scan], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """`data` and `buffer` of the explorer. Norms and temperatures go exactly (float32),
-    the rest at 8 or 16 bits.
+    """`data` and `buffer` of the explorer.
+
+    Norms and temperatures go exactly (float32), the rest at 8 or 16 bits.
     """
     arrays: dict[str, np.ndarray] = {}
     coarse: dict[str, int] = {}
     runs = []
     of = list(settings["targets"])
-    frames, pixels = (
-        max(len(s.trajectory["v"]) for s in scans.values()),
-        next(iter(scans.values())).pattern[0].numel(),
-    )
+    frames = max(len(s.trajectory["v"]) for s in scans.values())
+    pixels = next(iter(scans.values())).pattern[0].numel()
     stride = math.ceil(frames / max(4, PICTURES // (len(scans) * len(of) * pixels)))
     for i, (name, scan) in enumerate(scans.items()):
         path = {key: held(value.numpy()) for key, value in scan.trajectory.items()}
@@ -243,14 +240,8 @@ def _state(scans: Mapping[str, Scan], settings: Mapping[str, Any]) -> tuple[dict
         arrays |= {f"{i}.norm": path["norm"], f"{i}.final": scan.norms.numpy()}
         coarse |= {f"{i}.w": 16, f"{i}.q": 16, f"{i}.v": 8, f"{i}.pattern": 8}
         ends = (~np.isnan(scan.trajectory["norm"].numpy())).sum(0) - 1
-        runs.append(
-            {
-                "name": name,
-                "key": name.split(",")[0],
-                "steps": ends.tolist(),
-                "converged": scan.converged.tolist(),
-            }
-        )
+        run = {"name": name, "key": name.split(",")[0]}
+        runs.append({**run, "steps": ends.tolist(), "converged": scan.converged.tolist()})
     index, buffer = pack(arrays, coarse=coarse)
     return {**settings, "every": stride * settings["every"], "runs": runs, "index": index}, buffer
 

@@ -8,10 +8,10 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
-from lib.book import pages
+from lib.book import contents
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = pages(ROOT)
+PAGES = contents(ROOT)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 each_page = pytest.mark.parametrize("page_name", PAGES, scope="session")  # so that tests come page by page
 
@@ -38,7 +38,8 @@ def look(browser, site):
     def open_(name: str, size: str = "wide") -> Look:
         if (name, size) in opened:
             return opened[name, size]
-        for key in [key for key in opened if key[0] != name]:  # one page at a time: tests come page by page
+        # one page at a time: tests come page by page
+        for key in [key for key in opened if key[0] != name]:
             opened.pop(key).page.close()
         seen = opened[name, size] = Look(contexts[size].new_page())
 
@@ -84,9 +85,7 @@ def test_loads_without_errors_or_foreign_requests(look, book, page_name):
 def test_no_raw_markup(look, page_name):
     page = look(page_name).page
     found = RAW_MARKUP.search(page.evaluate("checks.prose()"))
-    assert not found, (
-        f"{found.group()!r} in …{found.string[max(0, found.start() - 60) : found.end() + 60]!r}…"
-    )
+    assert not found, found.string[max(0, found.start() - 60) : found.end() + 60]
     assert page.locator("mjx-merror, .math .error, .problematic").count() == 0
 
 

@@ -21,8 +21,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-from lib import anomaly, chapters, widgets
-from lib.detectors.weights import closed_form
+from lib import anomaly, prose
+from lib.book import notebooks
+from lib.detectors.lred_annealing import closed_form
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "_build" / "screenshots"
@@ -33,7 +34,7 @@ PATIENCE = 90_000  # milliseconds: a page of widgets loads four megabytes of scr
 @pytest.fixture(scope="module")
 def glued(book) -> dict[str, Any]:
     """What the chapter computed."""
-    return chapters.glued(book.executed[Path(CHAPTER).name])
+    return notebooks.glued(book.executed[Path(CHAPTER).name])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_norms_and_p_value_are_those_that_the_chapter_computed(page, glued, key)
     group.get_by_role("slider", name="Iteration").press("End")
     norms, target = glued[f"explore_norms_{key}"], glued["explore_target"]
     assert numbers(group.locator("table").nth(1), 0) == [digits(x) for x in norms]
-    p = widgets.format_p(glued[f"explore_logp_{key}"])
+    p = prose.p(glued[f"explore_logp_{key}"])
     assert p == glued[f"explore_p_{key}"]
     status = group.get_by_role("status").first.inner_text()
     assert f"p = {p};" in status and f"leads to {int(np.argmin(norms))} " in status
@@ -193,7 +194,7 @@ def test_p_value_follows_a_dragged_statistic(page, glued):
     after = statistics(group)
     assert after.max() > before.max() and np.array_equal(np.sort(after)[:-1], np.sort(before)[:-1])
     verdict = anomaly.gamma(after)
-    assert facts(group)["p-value"] == widgets.format_p(verdict.score)
+    assert facts(group)["p-value"] == prose.p(verdict.score)
     assert facts(group)["most suspicious"] == str(verdict.suspect)
     assert facts(group)["shape"] == f"{digits(float(anomaly.fit_gamma(np.sort(after)[:-1])[0])):g}"
 
@@ -209,8 +210,7 @@ def test_statistics_move_with_the_keyboard_and_the_page_stays(page):
     assert float(dot.get_attribute("aria-valuenow")) < old
     assert page.url == where
     assert (
-        f"p = {widgets.format_p(anomaly.gamma(statistics(group)).score)}"
-        in group.get_by_role("status").inner_text()
+        f"p = {prose.p(anomaly.gamma(statistics(group)).score)}" in group.get_by_role("status").inner_text()
     )
 
 

@@ -1,0 +1,174 @@
+"""The build: check parameters, run the chapters that are not fresh, stage them, make the pages.
+
+    book/ + _config.yml + _toc.yml ─────────────────────────┐
+    notebooks/ ── papermill ── _build/executed/<profile>/ ── _build/stage/ ── jupyter-book ── _build/html/
+
+A chapter is fresh while its key is unchanged (`freshness`). Prose and captions are not in the key: they are
+merged with the kept outputs when staging.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import jupyter_book, parameters
+from .freshness import Keys
+from .notebooks import BookError
+from .runner import Chapter, Failure, Progress, Runner, cores
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The folder of the book: the nearest one with a _toc.yml, upward from `start`, else from here.
+
+    start: default the working directory.
+    """
+    below = (start or Path.cwd()).resolve()
+    for folder in (below, *below.parents, *Path(__file__).resolve().parents):
+        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise BookError(f"no book here: neither {below} nor a folder above it has _toc.yml and notebooks/")
+
+
+def contents(root: Path) -> list[str]:
+    """Every page of the table of contents, in reading order, as written there (no suffix)."""
+
+    def walk(node: Any) -> Iterator[str]:
+        if isinstance(node, list):
+            for item in node:
+                yield from walk(item)
+        elif isinstance(node, dict):
+            for field, item in node.items():
+                if field in ("root", "file"):
+                    yield str(item).removesuffix(".ipynb").removesuffix(".md")
+                else:
+                    yield from walk(item)
+
+    return list(walk(_yaml(root / "_toc.yml")))
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise BookError(f"{path} is not YAML: {error}") from None
+
+
+def load_profile(root: Path, profile: str) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The file of a profile, by name or by path, and its parameters per chapter (not yet checked)."""
+    folder = root / "notebooks" / "profiles"
+    path = Path(profile) if profile.endswith((".yml", ".yaml")) else folder / f"{profile}.yml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yml"))) or "none"
+        raise BookError(f"no profile '{profile}': allowed are {known}, or a path to a .yml file")
+    table = _yaml(path) or {}
+    if not isinstance(table, dict) or not all(isinstance(v or {}, dict) for v in table.values()):
+        raise BookError(f"{path} must map chapters to parameters: `04_lred: {{n_seeds: 3}}`")
+    return path, {str(name): given or {} for name, given in table.items()}
+
+
+def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> list[Chapter]:
+    """The chapters of the table of contents, in reading order, their parameters checked.
+
+    profile: which parameters they get: a name in notebooks/profiles, or a path.
+    only: names to keep; a prefix such as "04" will do.
+    Raises BookError before anything runs.
+    """
+    file, table = load_profile(root, profile)
+    names = [Path(page).name for page in contents(root) if Path(page).parts[0] == "notebooks"]
+    sources = {name: root / "notebooks" / f"{name}.ipynb" for name in names}
+    for name, source in sources.items():
+        if not source.is_file():
+            raise BookError(f"_toc.yml names notebooks/{name}, which does not exist")
+    for name in table:
+        if not (root / "notebooks" / f"{name}.ipynb").is_file():
+            known = ", ".join(names)
+            raise BookError(f"{file.name} names chapter '{name}', which does not exist; chapters are {known}")
+    keys = Keys(root)
+    planned = []
+    for name, source in sources.items():
+        given = parameters.check(source, table.get(name, {}), where=file.name)
+        executed = root / "_build" / "executed" / file.stem / f"{name}.ipynb"
+        key = keys.of(source, given)
+        planned.append(Chapter(name=name, source=source, given=given, key=key, executed=executed))
+    return _restrict(planned, list(only))
+
+
+def _restrict(planned: Sequence[Chapter], only: Sequence[str]) -> list[Chapter]:
+    """The chapters whose names begin with one of `only`; all of them where that is empty."""
+    prefixes = [Path(prefix).name.removesuffix(".ipynb") for prefix in only]
+    for given, prefix in zip(only, prefixes):
+        if not any(chapter.name.startswith(prefix) for chapter in planned):
+            known = ", ".join(sorted(chapter.name for chapter in planned))
+            raise BookError(f"no chapter '{given}'; chapters are {known}")
+    return [chapter for chapter in planned if not prefixes or chapter.name.startswith(tuple(prefixes))]
+
+
+def run_chapter(
+    root: Path, source: Path, given: Mapping[str, Any], out: Path, *, progress: Progress | None = None
+) -> Failure | None:
+    """Run one notebook into `out`; why it failed, if it did.
+
+    root: the folder of the book, where the notebook's code runs.
+    given: parameters that `parameters.check` has let through.
+    """
+    chapter = Chapter(name=source.stem, source=source, given=given, key="", executed=out)
+    with Runner(root, jobs=1, progress=progress or Progress()) as runner:
+        return next(iter(runner.run([chapter])), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a build did."""
+
+    index: Path
+    ran: tuple[str, ...]
+    reused: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    pages_built: bool  # False: nothing had changed since the last time
+    seconds: float
+
+
+def make(
+    root: Path,
+    *,
+    profile: str = "smoke",
+    jobs: int | None = None,
+    only: Iterable[str] = (),
+    force: bool = False,
+    offline: bool = False,
+    pages_in: Path | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Bring the book under `profile` up to date.
+
+    jobs: chapters at once; default: one per core.
+    only: run just these chapters, and make no pages.
+    force: run them even if they are fresh.
+    offline: pages without any external request.
+    pages_in: where _build/html goes; default: `root`.
+    Raises BookError for bad input, before anything runs, and for pages that Jupyter Book refuses.
+    """
+    started = time.monotonic()
+    only = list(only)
+    todo = plan(root, profile, only=only)
+    stale = [chapter for chapter in todo if force or not chapter.fresh]
+    with Runner(root, jobs=jobs or cores(), progress=progress or Progress()) as runner:
+        failures = runner.run(stale)
+    index, built = jupyter_book.index(pages_in or root), False
+    if not failures and not only:
+        built = jupyter_book.render(root, todo, output=pages_in or root, offline=offline)
+    bad = {failure.chapter for failure in failures}
+    return Summary(
+        index=index,
+        ran=tuple(c.name for c in stale if c.name not in bad),
+        reused=tuple(c.name for c in todo if c not in stale),
+        failures=tuple(failures),
+        pages_built=built,
+        seconds=time.monotonic() - started,
+    )

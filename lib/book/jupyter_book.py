@@ -1,0 +1,170 @@
+"""Staging and pages: chapters with their outputs beside the prose, then Jupyter Book over both.
+
+Nothing is executed here. Files are staged only where their bytes differ, so Sphinx reads again what changed
+and no more; when nothing changed at all, it does not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import notebooks
+from .notebooks import BookError
+from .runner import Chapter
+
+VENDOR = Path("book/_static/vendor")
+# Folders under book/ that are no part of the pages; nor is one whose name begins with a dot.
+APART = ("__pycache__", "node_modules", "tools")
+
+
+def index(output: Path) -> Path:
+    """The first page of what is built in `output`."""
+    return output / "_build" / "html" / "index.html"
+
+
+def render(root: Path, run: Sequence[Chapter], *, output: Path, offline: bool) -> bool:
+    """Build output/_build/html; False where it was up to date.
+
+    run: the chapters, executed.
+    offline: fetch first what the pages would load from a CDN, and load nothing from there.
+    Raises BookError, with the warnings, when Jupyter Book gives any.
+    """
+    if offline:
+        vendor(root)
+    stage = output / "_build" / "stage"
+    wanted = dict(_files(root, run, offline))
+    _write(stage, wanted)
+    digest = hashlib.sha256(version("jupyter-book").encode())
+    for name in sorted(wanted):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(wanted[name]).digest())
+    stamp = output / "_build" / ".pages"
+    if stamp.exists() and stamp.read_text() == digest.hexdigest() and index(output).exists():
+        return False
+    stamp.unlink(missing_ok=True)
+    _sphinx(stage, output)
+    _without_thebe(index(output).parent)
+    stamp.write_text(digest.hexdigest())
+    return True
+
+
+def _files(root: Path, run: Sequence[Chapter], offline: bool) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files to stage."""
+    import nbformat
+
+    yield "_toc.yml", (root / "_toc.yml").read_bytes()
+    yield "_config.yml", _config(root, offline)
+    for path in sorted((root / "book").rglob("*")):
+        name = path.relative_to(root)
+        apart = any(part.startswith(".") or part in APART for part in name.parts)
+        if path.is_file() and not apart and (offline or not name.is_relative_to(VENDOR)):
+            yield name.as_posix(), path.read_bytes()
+    for chapter in run:
+        book = notebooks.merge(chapter.source, chapter.executed)
+        yield f"notebooks/{chapter.name}.ipynb", nbformat.writes(book).encode()
+
+
+def _config(root: Path, offline: bool) -> bytes:
+    """The book's configuration, with execution off and, offline, with our copies of the scripts."""
+    import yaml
+
+    text = (root / "_config.yml").read_bytes()
+    config: dict[str, Any] = yaml.safe_load(text) or {}
+    config.setdefault("execute", {})["execute_notebooks"] = "off"
+    if offline:
+        # in this order: require.js, an AMD configuration that finds anywidget beside itself, the manager
+        config.setdefault("sphinx", {}).setdefault("config", {}).update(
+            mathjax_path="vendor/tex-svg-full.js",
+            nb_ipywidgets_js={"vendor/require.js": {}, "vendor/amd.js": {}, "vendor/embed-amd.js": {}},
+        )
+    return yaml.safe_dump(config, sort_keys=False).encode()
+
+
+def _write(stage: Path, wanted: dict[str, bytes]) -> None:
+    """Bring the folder `stage` to what is wanted, touching no file whose bytes are the same."""
+    for name, content in wanted.items():
+        path = stage / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for path in [p for p in stage.rglob("*") if p.is_file()]:
+        if path.relative_to(stage).as_posix() not in wanted:
+            path.unlink()
+
+
+def _sphinx(stage: Path, output: Path) -> None:
+    """Run Jupyter Book over what is staged; any warning is an error."""
+    log = output / "_build" / "pages.log"
+    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    # --all: Sphinx alone would copy no style sheet, and warn of no page, that it has seen before
+    options = ["--path-output", str(output), "--all", "--warningiserror", "--keep-going"]
+    done = subprocess.run(
+        [*program, "build", str(stage), *options],
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    log.write_text(done.stdout)
+    if done.returncode:
+        lines = done.stdout.splitlines()
+        said = [line for line in lines if re.search("WARNING|ERROR|Error", line)] or lines[-20:]
+        raise BookError("\n  ".join(["Jupyter Book refused the pages:", *said[:20], f"all of it: {log}"]))
+
+
+def _without_thebe(html: Path) -> None:
+    """Drop the scripts of sphinx-thebe: Jupyter Book adds them though it is off.
+
+    It adds them twice, which is an error in the page's console.
+    """
+    script = re.compile(r"[ \t]*<script[^>]*(?:sphinx-thebe\.js[^>]*>|>const THEBE_JS_URL)[^<]*</script>\n?")
+    for page in html.rglob("*.html"):
+        text = page.read_text()
+        if "THEBE_JS_URL" in text:
+            page.write_text(script.sub("", text))
+
+
+def vendor(root: Path) -> Path:
+    """Fetch into book/_static/vendor what pages load from a CDN, with npm.
+
+    Which versions, book/package.json says. Raises BookError where npm is missing or fails.
+    """
+    folder, package = root / VENDOR, root / "book" / "package.json"
+    stamp, want = folder / "complete.txt", hashlib.sha256(package.read_bytes() + b"fonts").hexdigest()
+    if stamp.exists() and stamp.read_text() == want:
+        return folder
+    if not (npm := shutil.which("npm")):
+        raise BookError("an offline book needs npm, to fetch its pages' scripts once; there is none here")
+    work = root / "_build" / "vendor"
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(package, work)
+    done = subprocess.run(
+        [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=work,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        said = "\n".join(done.stdout.splitlines()[-8:])
+        raise BookError(f"npm could not fetch the scripts of the pages:\n{said}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in json.loads(package.read_text())["vendor"].items():
+        shutil.copy(work / "node_modules" / source, folder / name)
+    shutil.copy(root / "book" / "_static" / "amd.js", folder / "amd.js")
+    # embed-amd.js asks for its icon fonts beside itself, under its own package's path.
+    dist = Path("@jupyter-widgets", "html-manager", "dist")
+    (folder / dist).mkdir(parents=True, exist_ok=True)
+    for font in (work / "node_modules" / dist).glob("*.[tw][to]f*"):
+        shutil.copy(font, folder / dist / font.name)
+    stamp.write_text(want)
+    return folder

@@ -1,0 +1,74 @@
+"""A chapter as a file: reading it, the numbers it glued, and the page that its outputs make with today's prose."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
+
+
+class BookError(ValueError):
+    """Bad input to the book: an unknown chapter, profile, parameter, or a value of the wrong type."""
+
+
+def read(notebook: Path) -> Any:
+    """The notebook at `notebook` as nbformat 4; raises BookError if it is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except FileNotFoundError:
+        raise BookError(f"no notebook {notebook}") from None
+    except Exception as error:
+        raise BookError(f"{notebook} is not a notebook: {error}") from None
+
+
+def glued(notebook: Path) -> dict[str, Any]:
+    """What an executed notebook glued, by name.
+
+    Plain Python values come back as such; other text as str; figures and HTML as their MIME bundle.
+    """
+    found: dict[str, Any] = {}
+    for cell in read(notebook).cells:
+        for output in cell.get("outputs", []):
+            scrap = output.get("metadata", {}).get("scrapbook")
+            if not scrap:
+                continue
+            prefix = scrap.get("mime_prefix", "")
+            bundle = {mime.removeprefix(prefix): data for mime, data in output["data"].items()}
+            found[scrap["name"]] = bundle if set(bundle) != {"text/plain"} else _literal(bundle["text/plain"])
+    return found
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return float(text)  # nan, inf
+    except ValueError:
+        return text
+
+
+def merge(source: Path, executed: Path) -> Any:
+    """The chapter as it is now, with the outputs of its run: its prose may have changed since.
+
+    The code cells of both are the same, by the key of the build; papermill's added cell is taken over.
+    """
+    book, run = read(source), read(executed)
+    is_injected = [INJECTED in c.metadata.get("tags", []) for c in run.cells]
+    injected = [c for c, added in zip(run.cells, is_injected) if added]
+    ran = iter(c for c, added in zip(run.cells, is_injected) if c.cell_type == "code" and not added)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            twin = next(ran)
+            cell.outputs, cell.execution_count = twin.outputs, twin.execution_count
+    for cell in injected:
+        at = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+        book.cells.insert(at + 1, cell)
+    if "widgets" in run.metadata:
+        book.metadata["widgets"] = run.metadata["widgets"]
+    return book

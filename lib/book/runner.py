@@ -1,0 +1,182 @@
+"""Running chapters: several at once, each in a child process of its own, with their progress.
+
+The children hold the kernels. They end when this process does, however it ends, for they watch their stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import notebooks
+from .notebooks import BookError
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREADS_AT_REST = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads bring a busy machine to a halt
+# The module that runs a chapter, by the name under which this package was imported, and where that is found.
+KERNEL = f"{__package__}.kernel"
+PLACE = Path(__file__).absolute().parents[KERNEL.count(".")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """A chapter of the table of contents, ready to run."""
+
+    name: str  # NN_slug
+    source: Path
+    given: Mapping[str, Any]  # parameters of the profile, checked
+    key: str
+    executed: Path
+
+    @property
+    def fresh(self) -> bool:
+        """Has it been run, all of it, with this very key?"""
+        if not self.executed.exists():
+            return False
+        try:
+            return notebooks.read(self.executed).metadata.get("redbook", {}).get("key") == self.key
+        except BookError:
+            return False  # cut short by something that is not us: run it again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a chapter did not come through."""
+
+    chapter: str
+    cell: int | None  # execution count of the cell that raised; None: the chapter never ran to one
+    error: str
+    kept: Path | None  # the notebook with the traceback
+
+    def __str__(self) -> str:
+        where = f"cell [{self.cell}]: " if self.cell is not None else ""
+        return f"{self.chapter}: {where}{self.error}" + (f"\n  see {self.kept}" if self.kept else "")
+
+
+class Progress:
+    """What a runner tells; this one is silent. Called from several threads."""
+
+    def start(self, name: str) -> None:
+        """`name` has begun."""
+
+    def step(self, name: str, done: int, of: int) -> None:
+        """`done` of the `of` code cells of `name` have run."""
+
+    def finish(self, name: str, seconds: float | None) -> None:
+        """`name` is done, after `seconds`; None: it failed."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Runner:
+    """Runs chapters, several at once, each in a child process; use as a context manager.
+
+    On the way out, by whatever exception, children that still run are told to end, and waited for.
+    """
+
+    def __init__(self, root: Path, *, jobs: int, progress: Progress) -> None:
+        self.root, self.jobs, self.progress = root, max(1, jobs), progress
+        self._children: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def __enter__(self) -> Runner:
+        self._pool = ThreadPoolExecutor(self.jobs)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopping = True
+            for child in self._children:
+                child.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, todo: Iterable[Chapter]) -> list[Failure]:
+        """Run `todo`, as many at once as there are jobs; the failures, in the order of the chapters."""
+        futures = [self._pool.submit(self.run_one, chapter) for chapter in todo]
+        return [failure for future in futures if (failure := future.result())]
+
+    def run_one(self, chapter: Chapter) -> Failure | None:
+        """Run one chapter in a child process; blocks until it is done."""
+        self.progress.start(chapter.name)
+        with self._lock:
+            if self._stopping:
+                return Failure(chapter=chapter.name, cell=None, error="interrupted", kept=None)
+            child = self._spawn()
+            self._children.add(child)
+        last: dict[str, Any] = {}
+        try:
+            assert child.stdin and child.stdout
+            job = {
+                "notebook": str(chapter.source),
+                "out": str(chapter.executed),
+                "parameters": dict(chapter.given),
+                "cwd": str(self.root),
+                "stamp": {"key": chapter.key},
+            }
+            child.stdin.write(json.dumps(job) + "\n")
+            child.stdin.flush()
+            for line in child.stdout:
+                message = _message(line)
+                if "done" in message:
+                    self.progress.step(chapter.name, message["done"], message["of"])
+                elif message:
+                    last = message
+                    break
+            child.wait()
+        finally:
+            for stream in (child.stdin, child.stdout):
+                if stream:
+                    stream.close()
+            with self._lock:
+                self._children.discard(child)
+        ok = child.returncode == 0 and "seconds" in last
+        if not self._stopping:
+            self.progress.finish(chapter.name, last["seconds"] if ok else None)
+        return None if ok else self._failure(chapter, last, child.returncode)
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        share = str(max(1, cores() // self.jobs))
+        log = self.root / "_build" / "kernels.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # The kernel's own backend shows figures in the notebook; another would not.
+        ours = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+        with log.open("a") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", KERNEL],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=PLACE,
+                env={**THREADS_AT_REST, **dict.fromkeys(THREADS, share), **ours},
+                start_new_session=True,  # Ctrl-C reaches it through us only
+            )
+
+    def _failure(self, chapter: Chapter, last: Mapping[str, Any], code: int) -> Failure:
+        kept = chapter.executed.with_suffix(".failed.ipynb")
+        if "error" in last:
+            return Failure(chapter=chapter.name, cell=last["cell"], error=last["error"], kept=kept)
+        log = self.root / "_build" / "kernels.log"
+        error = f"its process ended with {code}; see {log}"
+        return Failure(chapter=chapter.name, cell=None, error=error, kept=None)
+
+
+def _message(line: str) -> dict[str, Any]:
+    """What a line of a child says; nothing where it is no message."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}  # something that a library printed past Python's stdout
+    return found if isinstance(found, dict) else {}

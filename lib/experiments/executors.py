@@ -1,0 +1,45 @@
+"""Where the tasks of a sweep run: here, one after the other, or in processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from .tasks import Task
+
+One = Callable[[Task], None]  # runs a task and puts its row away
+Done = Iterator[tuple[Task, Exception | None]]  # as they end: the task, and why it failed if it did
+
+
+def here(tasks: Iterable[Task], one: One) -> Done:
+    """One after the other, in this process."""
+    for task in tasks:
+        try:
+            one(task)
+            yield task, None
+        except Exception as e:
+            yield task, e
+
+
+def processes(tasks: Iterable[Task], one: One, *, workers: int) -> Done:
+    """So many at once, each in a process with one thread; `one` must be picklable."""
+    import multiprocessing
+
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_single_thread) as pool:
+        futures = {pool.submit(one, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield futures[future], error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

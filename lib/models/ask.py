@@ -1,0 +1,97 @@
+"""What can be asked of a network: logits, labels, log-posteriors, gradients, and the ledger of what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Cost:
+    """A ledger of one scan.
+
+    One image through the network counts 1 in `forward`, its gradient 1 in `backward`, an answer of a black box
+    1 in `queries`.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    queries: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Add the time spent inside to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; afterwards each of its modules is in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode with no parameter asking for a gradient; as it was afterwards."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for p in asked:
+        p.requires_grad_(False)
+    try:
+        with evaluating(model):
+            yield model
+    finally:
+        for p in asked:
+            p.requires_grad_(True)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
+    """Logits (N, K) in evaluation mode, in batches, without gradients."""
+    with evaluating(model):
+        return torch.cat([model(part) for part in images.split(batch_size)])
+
+
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
+    """Predicted labels (N,) of images (N, C, H, W)."""
+    return logits(model, images, batch_size=batch_size).argmax(1)
+
+
+def log_posterior(model: nn.Module, images: Tensor, k: int) -> Tensor:
+    """Log-posteriors (N, k) of images (N, C, H, W); gradients flow through.
+
+    Raises ValueError if the model gives anything but (N, k) finite logits.
+    """
+    found = model(images)
+    if found.ndim != 2 or found.shape[1] != k:
+        shape = tuple(found.shape)
+        raise ValueError(
+            f"the model gave shape {shape} for {len(images)} images of {k} classes: (N, K) is needed"
+        )
+    if not torch.isfinite(found).all():
+        raise ValueError("the model gave logits that are not finite")
+    return torch.log_softmax(found, 1)
+
+
+def check_images(images: Tensor, labels: Tensor | None = None) -> None:
+    """Raise ValueError unless images are (N, C, H, W) with N >= 1, and labels (N,) when given."""
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images have shape {tuple(images.shape)}: (N, C, H, W) with N >= 1 is needed")
+    if labels is not None and labels.shape != images.shape[:1]:
+        have = f"labels have shape {tuple(labels.shape)} for {len(images)} images"
+        raise ValueError(f"{have}: one label per image is needed")

@@ -1,0 +1,90 @@
+"""Metrics: counts, intervals and areas against what they are by definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from lib import metrics
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_wilson_interval_holds_the_share_and_narrows(count, extra):
+    total = count + extra
+    low, high = metrics.Rate(count, total).interval
+    assert 0 <= low <= high <= 1
+    if total:
+        assert low - 1e-9 <= count / total <= high + 1e-9
+        wider = metrics.Rate(count, total, 0.99).interval
+        assert wider[0] <= low + 1e-12 and wider[1] >= high - 1e-12
+
+
+def test_target_images_never_count_as_successes():
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    everything_to_two = torch.full_like(labels, 2)
+    assert metrics.asr(everything_to_two, labels, 2).total == 4
+    assert metrics.asr(everything_to_two, labels, 2, [0]).total == 2
+    assert metrics.non_source_rate(everything_to_two, labels, 2, [0]).total == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "target", "case"),
+    [
+        ((1,), 1, "I"),
+        ((1, 2), 1, "II"),
+        ((2,), 1, "III"),
+        ((2,), None, "III"),
+        ((), 1, "IV"),
+        ((), None, "IV"),
+    ],
+)
+def test_cases(flags, target, case):
+    assert metrics.case(flags, target) == case
+
+
+@settings(deadline=None)  # scikit-learn is imported by the first call
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(0, 5), min_size=1, max_size=20)
+)
+def test_auc_is_the_chance_of_ranking_right(a, b):
+    wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b) / (len(a) * len(b))
+    assert metrics.auc(torch.tensor(a), torch.tensor(b)) == pytest.approx(wins)
+
+
+def test_collateral_damage_is_told_from_clean_confusion():
+    labels = torch.tensor([0] * 100 + [1] * 100 + [2] * 50)
+    clean, stamped = labels.clone(), labels.clone()
+    clean[100:104] = 2
+    stamped[100:104] = 2
+    stamped[:30] = 2
+    found = {c.label: c for c in metrics.collateral_damage(stamped, clean, labels, 2)}
+    assert set(found) == {0, 1} and found[0].suffers() and not found[1].suffers()
+    assert found[0].stamped.value == 0.3 and found[1].clean.count == 4
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(1, 60), st.floats(0.5, 0.999))
+def test_wilson_interval_against_its_formula(count, more, confidence):
+    n = count + more
+    p, z = count / n, norm.ppf(0.5 + confidence / 2)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    wanted = [max(0, (centre - half) / (1 + z * z / n)), min(1, (centre + half) / (1 + z * z / n))]
+    assert metrics.Rate(count, n, confidence).interval == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Only one class")
+def test_auc_of_infinite_scores_and_of_none():
+    far = torch.tensor([math.inf, 1.0])
+    assert metrics.auc(far, torch.tensor([-math.inf, math.inf])) == pytest.approx(0.625)
+    assert math.isnan(metrics.auc(torch.tensor([]), torch.tensor([1.0])))
+
+
+def test_sources_never_hold_the_target():
+    labels = torch.tensor([0, 1, 2, 2, 3])
+    assert metrics.of_sources(labels, 2).tolist() == [True, True, False, False, True]
+    assert metrics.of_sources(labels, 2, [2, 3]).tolist() == [False, False, False, False, True]
+    assert not metrics.of_sources(labels, 2, []).any()
