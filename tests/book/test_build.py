@@ -354,6 +354,8 @@ def start(root: Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        # what is started in the background of a script ignores Ctrl-C, and hands that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
