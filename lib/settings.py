@@ -13,7 +13,7 @@ read a value from text (`redbook scan -p`, a chapter's parameters), and printed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
@@ -189,6 +189,21 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
+def check_names(
+    kind: type,
+    given: Iterable[str],
+    *,
+    name: str,
+    word: str = "setting",
+    error: type[ValueError] = ValueError,
+) -> None:
+    """Raise `error` for the first name that is no field of a dataclass; name: what to call that."""
+    allowed_names = [f.name for f in fields(kind)]
+    for key in given:
+        if key not in allowed_names:
+            raise error(f"{name} has no {word} {key!r}: allowed are {', '.join(allowed_names)}")
+
+
 def from_text(kind: type, given: dict[str, str], *, name: str = "") -> dict[str, Any]:
     """Values of the settings of `kind` from text, each read as its field's type says.
 
@@ -196,11 +211,10 @@ def from_text(kind: type, given: dict[str, str], *, name: str = "") -> dict[str,
     Raises ValueError for a setting that there is not, or a text of another type.
     """
     name, known = name or kind.__name__, {f.name: f for f in fields(kind)}
+    check_names(kind, given, name=name)
     hints = get_type_hints(kind)
     values = {}
     for key, text in given.items():
-        if key not in known:
-            raise ValueError(f"{name} has no setting {key!r}: allowed are {', '.join(known)}")
         try:
             values[key] = typed(text, hints[key])
         except ValueError:

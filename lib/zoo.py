@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from . import classifier, data, fingerprint, models, train
 from .classifier import Classifier, Spec, facts, trained
 from .data import Dataset
+from .settings import check_names
 
 ENTRY, WEIGHTS, LEARNT = "entry.json", "model.safetensors", "attack.safetensors"
 
@@ -75,9 +76,7 @@ def get(
 
 def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
     """The spec with these fields changed. Raises ValueError for one that it does not have."""
-    allowed = [f.name for f in fields(spec)]
-    if unknown := [name for name in changes if name not in allowed]:
-        raise ValueError(f"a Spec has no field {unknown[0]!r}: allowed are {', '.join(allowed)}")
+    check_names(Spec, changes, name="a Spec", word="field")
     return replace(spec, **changes)
 
 

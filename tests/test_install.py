@@ -55,6 +55,11 @@ def _made(folder):
     return folder
 
 
+def alone_in(folder):
+    """An environment that knows nothing of this checkout."""
+    return {"REDBOOK_ZOO": str(folder), "PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+
+
 def test_the_wheel_has_no_top_level_lib(elsewhere):
     import zipfile
 
@@ -71,12 +76,7 @@ SHIPPED = {".py", ".js", ".css", ".html"}
 
 def test_it_scans_beside_a_foreign_lib_by_command_and_by_import(elsewhere, tmp_path):
     python, project, _ = elsewhere
-    env = {
-        "REDBOOK_ZOO": str(tmp_path),
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
+    env = alone_in(tmp_path)
     redbook = python.parent / "redbook"
     trained = run([redbook, "train", "--attack", "G-9", "--json"], project, env=env)
     assert trained.returncode == 0, trained.stderr
@@ -100,12 +100,7 @@ assert lib.mine and not [m for m in sys.modules if m.startswith("lib.")]
 
 def test_two_workers_of_a_sweep_work_there_too(elsewhere, tmp_path):
     python, project, _ = elsewhere
-    env = {
-        "REDBOOK_ZOO": str(tmp_path),
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
+    env = alone_in(tmp_path)
     (tmp_path / "g.yml").write_text("classifiers: [{groups: [C-0, G-9]}]\ndetectors: [{name: u-red, n: 1}]\n")
     words = ["sweep", tmp_path / "g.yml", "--out", tmp_path / "o.parquet", "--workers", "2"]
     done = run([python.parent / "redbook", *words], project, env=env)

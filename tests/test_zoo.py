@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import anomaly, attacks, detectors, models, train, zoo
+from lib import anomaly, attacks, classifier, detectors, models, train, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 quick = train.Recipe(epochs=2, batch_size=64, lr=5e-3)
@@ -61,6 +61,13 @@ def test_two_processes_train_it_once(tmp_path):
         pool.map(_ask, [tmp_path, tmp_path])
     entries = [p for p in tmp_path.iterdir() if p.name != "locks"]
     assert len(entries) == 1 and not list(tmp_path.glob("*.partial*"))
+
+
+def test_the_code_that_trains_is_in_the_key(monkeypatch):
+    data = spec.load_data()
+    before = zoo.key(spec, data)
+    monkeypatch.setattr(classifier, "_trained", lambda *rest: None)
+    assert zoo.key(spec, data) != before
 
 
 def test_changes_are_taken_and_unknown_ones_named(tmp_path):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from ..settings import from_text
+from ..settings import check_names, from_text
 from . import b3d, b3d_ss, neural_cleanse, tabor, usb
 from .b3d import B3D
 from .b3d_ss import B3DSS
@@ -49,10 +49,8 @@ def named(name: str, **settings: Any) -> Detector:
 
     Raises ValueError naming what is allowed.
     """
-    kind, settings = _kind(name), dict(settings)
-    allowed = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(settings) - set(allowed)):
-        raise ValueError(f"{name} has no setting {unknown[0]!r}: allowed are {', '.join(allowed)}")
+    kind = _kind(name)
+    check_names(kind, sorted(settings), name=name)
     return replace(PRESETS[name], **settings) if name in PRESETS else kind(**settings)  # type: ignore[type-var]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from ..attacks import AttackError, InputAware
 from ..attacks.base import Attack, SingleAttack
 from ..classifier import Classifier, Spec
 from ..detectors import Scan, named
+from ..settings import check_names
 
 
 class Task(Protocol):
@@ -151,10 +152,7 @@ def varied(
     anew what the attack leaves open, such as a place; what `attacks.group` sets by seed, a phase, stays as it is.
     Raises AttackError for a setting that the attack does not have.
     """
-    allowed = [f.name for f in fields(attack)]
-    if unknown := [name for name in settings if name not in allowed]:
-        kind = type(attack).__name__
-        raise AttackError(f"{kind} has no setting {unknown[0]!r}: allowed are {', '.join(allowed)}")
+    check_names(type(attack), settings, name=type(attack).__name__, error=AttackError)
     return [
         AttackTask(
             spec=replace(spec, attack=replace(attack, seed=seed, **changes), seed=seed),
