@@ -11,8 +11,11 @@ READY   := $(VENV)/.ready
 PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
              "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
-BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0 no false,$(OFFLINE)),--offline)
-TEST_FLAGS  ?= -n auto --dist loadgroup
+off         := 0 no false
+BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out $(off),$(OFFLINE)),--offline)
+TEST_FLAGS  ?= -n auto --dist loadgroup --no-loadscope-reorder
+# FAST=1: a minute, for each save; SLOW=1: all there is, for the night; neither: all but that
+TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book or browser or data)",$(if $(filter-out $(off),$(SLOW)),-m ""))
 
 .PHONY: help env book test serve lab lint clean distclean
 .DEFAULT_GOAL := help
@@ -47,8 +50,8 @@ $(READY): requirements.lock pyproject.toml
 book: $(READY)  ## run every chapter and build _build/html/index.html
 	@$(BIN)/python -m lib.cli build $(BUILD_FLAGS)
 
-test: $(READY)  ## the whole test-suite (builds the smoke book once)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TEST_FLAGS)
+test: $(READY)  ## the tests (builds the smoke book once); FAST=1: those of a minute, SLOW=1: all of the night
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TIER) $(TEST_FLAGS)
 
 serve: $(READY)  ## serve the built book on localhost
 	@test -f _build/html/index.html || { echo 'No book yet: run `make book` first.' >&2; exit 2; }

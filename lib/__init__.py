@@ -7,7 +7,7 @@ Five nouns, each with one home, and one verb from each to the next:
     images = data.load("digits")                                   # Dataset
     c = zoo.get(attack=attacks.group("G-3", "digits"))             # poisoned, trained once, kept: Classifier
     scan = c.scan(detectors.LRED(), n=8)                           # a norm for every class: Scan
-    verdict = anomaly.judge(scan.norms, "calibrated")              # attacked? which class? Verdict
+    verdict = anomaly.judge(scan, "calibrated")                    # attacked? which class? Verdict
     trigger = mitigations.recovered(scan, verdict.suspect)         # what the detector found
     repair = mitigations.Unlearning(sample=1.0, epochs=3)          # on images that carry it, with true labels
     model = repair.fit(c.model, [trigger], *images.train)          # a repaired copy
@@ -29,7 +29,9 @@ The rooms, in the order of the chapters:
     audit        a model of one's own, a report to hand on           `redbook scan`
     plot, prose  figures, and numbers on their way into text
     settings     what a setting may be, declared beside it
+    yaml_files   YAML that people write by hand, read strictly
     fingerprint  which code made a number
+    files        written whole or not at all, one process at a time
     book, cli    the build, and the command line
 
 Nothing imports upward: tests/test_repo.py has the floors.

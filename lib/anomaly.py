@@ -4,8 +4,14 @@ Estimation and decision are separate rooms: any detector's norms can meet any ru
 verdict carries the rule's false-positive rate under the rule's own null for this number of classes, found by
 simulation.
 
-    >>> judge(np.array([2.0, 1.9, 2.1, 0.4, 2.2]), "mad").targets
-    (3,)
+    >>> verdict = judge(np.array([2.0, 1.9, 2.1, 0.4, 2.2]), "mad")
+    >>> verdict.targets, verdict.outcome
+    ((3,), 'attacked')
+
+A search that did not reach its class has found no trigger, and its norm says only that a working one is probably
+larger. Where that norm is above the median of the reached ones, it is kept as the lower bound that it is; the
+other unreached classes are left out of the judgement. A scan that flags nothing and had to leave classes out is no
+all-clear: its outcome is "inconclusive".
 
 Sources: the Gamma order-statistic test is of "L-RED: Efficient Post-Training Detection of Imperceptible
 Backdoor Attacks without Access to the Training Set" (Xiang et al. 2021), Sec. 3.2; the median absolute
@@ -14,7 +20,7 @@ al. 2019), Sec. IV-C; MAD or a quarter of the median of B3D, "Black-box Detectio
 Limited Information and Data" (Dong et al. 2021), Sec. 4. The calibrated Gamma test is this book's.
 
 Non-finite or non-positive statistics are an error, not a verdict. Fewer than three classes leave no null to
-fit: the Gamma rules then say so; MAD rules never flag, because with K <= 2 both deviations are equal.
+fit: the Gamma rules then say so, and so does MAD, which could never flag because both deviations are equal.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 from scipy.special import digamma, gammaln, polygamma
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = np.ndarray
+ATTACKED, NOTHING, INCONCLUSIVE = "attacked", "nothing found", "inconclusive"
 LOG_P = "log p-value"
 SMALLEST = "anomaly index of the smallest norm"
 
@@ -49,9 +56,11 @@ class Verdict:
     attacked: is any class flagged?
     targets: flagged classes, most suspicious first.
     suspect: the most suspicious class, whether flagged or not.
-    score: log p-value (Gamma rules) or anomaly index of the smallest norm (MAD rules).
+    score: log p-value (Gamma rules) or anomaly index of the smallest norm (MAD rules); NaN where too few classes
+        were reached to judge any.
     threshold: on the score, at the level asked for.
     false_positive_rate: share of clean models that the rule flags under its own null for this K.
+    unreached: classes that were left out because no working trigger was found for them.
     """
 
     rule: str
@@ -61,6 +70,12 @@ class Verdict:
     score: float
     threshold: float
     false_positive_rate: float
+    unreached: tuple[int, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """ "attacked", "nothing found", or "inconclusive": nothing is flagged, and classes had to be left out."""
+        return ATTACKED if self.attacked else INCONCLUSIVE if self.unreached else NOTHING
 
     @property
     def flagged(self) -> str:
@@ -88,6 +103,7 @@ class Rule:
     least: the number of classes that it needs.
     test: the function behind it, of statistics 1 / norm where it gives a p-value, else of norms.
     alarms: K, level -> what `false_alarms` returns.
+    finest: the level that no p-value of it falls below: at that level or a finer one it could flag nothing.
     """
 
     name: str
@@ -96,6 +112,7 @@ class Rule:
     least: int
     test: Callable[..., Verdict]
     alarms: Callable[[int, float], float]
+    finest: float = 0.0
 
     @property
     def gives_p(self) -> bool:
@@ -108,7 +125,7 @@ class Rule:
         level: of the p-value; a rule that gives none keeps its paper's threshold, whatever the level.
         Raises AnomalyError for fewer than `least` classes, or a norm that is not finite and positive.
         """
-        a = _array(norms)
+        a = _array(norms).astype(float)
         if not self.gives_p:
             return self.test(a)
         with np.errstate(divide="ignore"):
@@ -166,13 +183,13 @@ def log_survival(x: Array | float, shape: Array | float) -> Array:
 def fit_gamma(x: Array) -> tuple[Array, Array]:
     """Maximum-likelihood Gamma fit with location 0: x (..., n) -> shape (...), scale (...).
 
-    Newton steps on log a - digamma(a) = log(mean) - mean(log). Equal values have no finite fit: the shape is
-    capped at 1e12.
+    Newton steps on log a - digamma(a) = log(mean) - mean(log), from a start that is right to 2 %: four of them reach
+    the accuracy of the numbers. Equal values have no finite fit: the shape is capped at 1e12.
     """
     mean = x.mean(-1)
     s = np.maximum(np.log(mean) - np.log(x).mean(-1), 1e-13)
     a = (3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
-    for _ in range(12):
+    for _ in range(4):
         step = (np.log(a) - digamma(a) - s) / (1 / a - polygamma(1, a))
         a = np.clip(np.where(a - step > 0, a - step, a / 2), 1e-8, 1e12)
     return a, mean / a
@@ -229,18 +246,22 @@ def calibrated(
 def gamma_pairs(pair_statistics: Tensor | Array, *, level: float = 0.05) -> Verdict:
     """P-RED's test on r_st = 1 / ||v_st||, (K, K), K >= 3: flags at most the largest one's target.
 
-    Row = source, column = target; the diagonal is ignored. The paper says only that P-RED's test is similar.
-    Our reading: the null is fitted to every pair whose target is not that of the largest r_st, and as many
-    statistics compete as the fit has seen, (K-1)^2 plus the largest.
+    Row = source, column = target; the diagonal is ignored, and so is a pair whose statistic is NaN. The paper says
+    only that P-RED's test is similar. Our reading: the null is fitted to every pair whose target is not that of the
+    largest r_st, and as many statistics compete as the fit has seen, (K-1)^2 plus the largest.
     """
     raw = _array(pair_statistics).astype(float)
     if raw.ndim != 2 or raw.shape[0] != raw.shape[1] or len(raw) < 3:
         raise AnomalyError(f"pair statistics have shape {raw.shape}: (K, K) with K >= 3 is needed")
-    off = ~np.eye(len(raw), dtype=bool)
+    off = ~(np.eye(len(raw), dtype=bool) | np.isnan(raw))
     for source, target in np.argwhere(off & ~(np.isfinite(raw) & (raw > 0)))[:1]:
         value = raw[source, target]
         raise AnomalyError(
             f"the statistic of pair {source} to {target} is {value}: a finite and positive one is needed"
+        )
+    if off.any(0).sum() < 3:
+        raise AnomalyError(
+            f"pairs of {off.any(0).sum()} targets have a statistic: those of 3 or more are needed"
         )
     masked = np.where(off, raw, -np.inf)
     suspect = int(np.unravel_index(masked.argmax(), raw.shape)[1])
@@ -269,7 +290,7 @@ def anomaly_index(norms: Array) -> Array:
 
 def mad(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
     """Neural Cleanse's rule on norms (K,): flags each small norm with an index above `threshold`."""
-    a = _checked(norms, 2, "norm")
+    a = _checked(norms, 3, "norm")
     flags = (anomaly_index(a) > threshold) & (a < np.median(a))
     return _mad_verdict("mad", a, flags, threshold)
 
@@ -337,57 +358,122 @@ def _mad_alarms(k: int, level: float) -> float:
 _ALL = (
     Rule("gamma", "classes", LOG_P, 3, gamma, gamma_false_positive_rate),
     Rule("gamma-pairs", "pairs", LOG_P, 3, gamma_pairs, _pairs_false_positive_rate),
-    Rule("calibrated", "classes", LOG_P, 3, calibrated, lambda k, level: level),
-    Rule("mad", "classes", SMALLEST, 2, mad, _mad_alarms),
+    Rule("calibrated", "classes", LOG_P, 3, calibrated, lambda k, level: level, finest=1e-4),
+    Rule("mad", "classes", SMALLEST, 3, mad, _mad_alarms),
     Rule("mad-or-quarter", "classes", SMALLEST, 2, mad_or_quarter, _mad_alarms),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ALL}
 
 
-def judge(
-    norms: Tensor | Array, rule: str, *, pair_norms: Tensor | Array | None = None, level: float = 0.05
-) -> Verdict:
-    """The verdict of one rule on a scan's norms.
+class Findings(Protocol):
+    """What a rule reads of a scan."""
 
-    norms: (K,). NaN marks a class that had no full search, as in Neural Cleanse's low-cost scheme: medians
-        and nulls are then those of the others, and targets are still numbered among all K.
+    @property
+    def norms(self) -> Tensor | Array:
+        """(K,), NaN for a class that had no full search."""
+
+    @property
+    def reached(self) -> Tensor | Array | None:
+        """(K,) bool; None: all."""
+
+    @property
+    def pair_norms(self) -> Tensor | Array | None:
+        """(K, K), row = source, column = target; None where the detector looks at no pairs."""
+
+    @property
+    def pair_reached(self) -> Tensor | Array | None:
+        """(K, K) bool; None: all."""
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Findings without a scan, such as a row of a table."""
+
+    norms: Tensor | Array
+    reached: Tensor | Array | None = None
+    pair_norms: Tensor | Array | None = None
+    pair_reached: Tensor | Array | None = None
+
+
+def judge(found: Findings | Tensor | Array, rule: str, *, level: float = 0.05) -> Verdict:
+    """The verdict of one rule on a scan.
+
+        judge(scan, "calibrated"); judge(norms, "mad"); judge(Norms(norms, reached), "mad")
+
+    found: a scan, or norms (K,) alone, all of them then reached. A norm of NaN marks a class that had no full
+        search, as in Neural Cleanse's low-cost scheme. Medians and nulls are those of the classes that are judged,
+        and targets are still numbered among all K.
     rule: a name in RULES.
-    pair_norms: (K, K), row = source, column = target; for a rule that judges pairs, and read by no other.
     level: of the rules that give a p-value.
 
-    Raises AnomalyError for an unknown rule, for a rule that judges pairs where there are none, for too few
-    classes, and for norms that are infinite, zero or negative.
+    Raises AnomalyError for an unknown rule, a level outside (0, 1), a rule that judges pairs where there are none,
+    pairs of another number of classes, too few classes, and norms that are infinite, zero or negative.
     """
     if rule not in RULES:
         raise AnomalyError(f"no rule {rule!r}: allowed are {', '.join(RULES)}")
-    how = RULES[rule]
+    if not 0 < level < 1:
+        raise AnomalyError(f"level = {level}: a number between 0 and 1 is needed")
+    how, scan = RULES[rule], _findings(found)
+    norms = _array(scan.norms).astype(float)
     if how.judges == "pairs":
-        if pair_norms is None:
-            raise AnomalyError(
-                f"rule {rule!r} judges the norms of all pairs of classes, and this scan has none"
-            )
-        return how(pair_norms, level)
-    a = _array(norms)
-    _checked(np.where(np.isnan(a), 1.0, a), how.least, "norm")  # here, where classes have their own numbers
-    known = np.flatnonzero(~np.isnan(a))
-    verdict = how(a[known], level)
-    targets = tuple(int(known[t]) for t in verdict.targets)
-    return replace(verdict, targets=targets, suspect=int(known[verdict.suspect]))
+        return _of_pairs(how, scan, norms, level)
+    # here, where classes have their own numbers
+    known, open_ = _told(norms, scan.reached)
+    _checked(np.where(known, norms, 1.0), how.least, "norm")
+    if known.sum() < how.least and open_.any():
+        return _undecided(rule, np.where(np.isnan(norms), np.inf, norms), open_, level)
+    at = np.flatnonzero(known)
+    verdict = how(norms[at], level)
+    working = known if scan.reached is None else _array(scan.reached).astype(bool)
+    targets = tuple(int(at[t]) for t in verdict.targets if working[at[t]])
+    return replace(
+        verdict,
+        attacked=bool(targets),
+        targets=targets,
+        suspect=int(at[verdict.suspect]),
+        unreached=tuple(np.flatnonzero(open_).tolist()),
+    )
 
 
-class HasNorms(Protocol):
-    """What `verdicts` reads of a scan."""
-
-    @property
-    def norms(self) -> Tensor:
-        """(K,)."""
-
-    @property
-    def pair_norms(self) -> Tensor | None:
-        """(K, K), or None where the detector looks at no pairs."""
+def _findings(found: Findings | Tensor | Array) -> Findings:
+    return cast(Findings, found) if hasattr(found, "norms") else Norms(cast(Array, found))
 
 
-def verdicts(scan: HasNorms, *, level: float = 0.05) -> dict[str, Verdict]:
+def _of_pairs(how: Rule, scan: Findings, norms: Array, level: float) -> Verdict:
+    if scan.pair_norms is None:
+        raise AnomalyError(
+            f"rule {how.name!r} judges the norms of all pairs of classes, and this scan has none"
+        )
+    pairs, k = _array(scan.pair_norms).astype(float), len(norms)
+    if pairs.shape != (k, k):
+        raise AnomalyError(f"pair norms have shape {pairs.shape}: {(k, k)} is needed beside {k} norms")
+    off = ~np.eye(k, dtype=bool)
+    known, open_ = _told(np.where(off, pairs, np.nan), scan.pair_reached)
+    if known.any(0).sum() < how.least and open_.any():
+        return _undecided(how.name, norms, np.any(open_, 0), level)
+    verdict = how(np.where(known, pairs, np.nan), level)
+    return replace(verdict, unreached=tuple(np.flatnonzero(open_.any(0)).tolist()))
+
+
+def _told(norms: Array, reached: Tensor | Array | None) -> tuple[Array, Array]:
+    """Which norms are judged, and which are left out because nothing was reached; in neither: not searched."""
+    searched = ~np.isnan(norms)
+    if reached is None:
+        return searched, np.zeros_like(searched)
+    there = searched & _array(reached).astype(bool)
+    middle = np.median(norms[there]) if there.any() else np.inf
+    with np.errstate(invalid="ignore"):
+        known = there | (searched & (norms > middle))
+    return known, searched & ~known
+
+
+def _undecided(rule: str, norms: Array, open_: Array, level: float) -> Verdict:
+    threshold = math.log(level) if RULES[rule].gives_p else float("nan")
+    nan, unreached = float("nan"), tuple(np.flatnonzero(open_).tolist())
+    return Verdict(rule, False, (), int(np.argmin(norms)), nan, threshold, nan, unreached)
+
+
+def verdicts(scan: Findings, *, level: float = 0.05) -> dict[str, Verdict]:
     """The verdicts of every rule that can judge this scan, in the order of RULES.
 
     One that cannot is left out: the rule on pairs without pairs, the Gamma rules on two classes.
@@ -399,4 +485,4 @@ def verdicts(scan: HasNorms, *, level: float = 0.05) -> dict[str, Verdict]:
         for name, rule in RULES.items()
         if k >= rule.least and (rule.judges == "classes" or scan.pair_norms is not None)
     ]
-    return {rule: judge(scan.norms, rule, pair_norms=scan.pair_norms, level=level) for rule in able}
+    return {rule: judge(scan, rule, level=level) for rule in able}

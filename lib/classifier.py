@@ -221,9 +221,22 @@ def _trained(
     return replace(made, model=model.cpu().eval(), dataset=dataset, record=record, facts=facts(record))
 
 
-def code() -> str:
-    """Print of the code here that a classifier's weights depend on."""
-    return fingerprint.of_functions(trained, _trained)
+def training_code(spec: Spec) -> str:
+    """Print of the code that a classifier's weights depend on: network, attack, training."""
+    kinds = [type(attack) for attack in (spec.attack, *spec.attack.parts)] if spec.attack is not None else []
+    files = {Path(train.__file__), Path(models.networks.__file__), *fingerprint.files_of(kinds)}
+    here = fingerprint.of_functions(trained, _trained)
+    return fingerprint.digest([fingerprint.of_closure(frozenset(files)), here])
+
+
+def scanning_code(detector: Detector) -> str:
+    """Print of the code that a scan depends on besides the classifier: the detector, and how its images are drawn."""
+    files = frozenset(
+        fingerprint.files_of([type(detector)]) | {Path(data.__file__), Path(models.ask.__file__)}
+    )
+    seed = vars(Classifier)["seed"].fget  # of the property
+    drawing = fingerprint.of_functions(Classifier.clean, Classifier.scan, Classifier.predict, seed)
+    return fingerprint.digest([fingerprint.of_closure(files), drawing])
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, object]:

@@ -33,11 +33,17 @@ def reached(code: str, at: Path | None = None) -> set[Path]:
     at: the module's file inside the package, for relative imports.
     Imports under TYPE_CHECKING are left out.
     """
+    return _closure(set(_uses(plain_python(code), at)))
+
+
+def plain_python(code: str) -> str:
+    """Code of a notebook without the lines that are IPython's own, with % or !, where it has any."""
     try:
         ast.parse(code)
+        return code
     except SyntaxError:
-        code = "\n".join(line for line in code.splitlines() if not re.match(r"\s*(%{1,2}[a-z]|!(?!=))", line))
-    return _closure(set(_uses(code, at)))
+        lines = code.splitlines()
+        return "\n".join(line for line in lines if not re.match(r"\s*(%{1,2}[a-z]|!(?!=))", line))
 
 
 def closure(files: Iterable[Path]) -> set[Path]:
@@ -59,6 +65,12 @@ def files_of(kinds: Iterable[type]) -> set[Path]:
 def of_files(files: Iterable[Path]) -> str:
     """Digest of what these files say, in whatever order and under whatever names."""
     return digest(sorted(_print(file, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=256)
+def of_closure(files: frozenset[Path]) -> str:
+    """Digest of what these files of the package and all that they reach said when this process first asked."""
+    return of_files(closure(files))
 
 
 def of_functions(*functions: Callable[..., Any]) -> str:
@@ -194,6 +206,7 @@ def _print(file: Path, changed: int) -> str:
     return of_source(file.read_text())
 
 
+@lru_cache(maxsize=1024)
 def of_source(code: str) -> str:
     """Digest of Python code as syntax, without comments, docstrings, layout, and the names of modules."""
     return digest(_plain(ast.parse(code)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from scipy.stats import binomtest, fisher_exact
@@ -135,6 +136,23 @@ def case(flagged: Iterable[int], target: int | None) -> str:
     if target is None or target not in flagged:
         return "III"
     return "I" if flagged == {target} else "II"
+
+
+class Judged(Protocol):
+    """What `case_of` reads of a verdict."""
+
+    @property
+    def targets(self) -> Iterable[int]:
+        """The flagged classes."""
+
+    @property
+    def outcome(self) -> str:
+        """In words; "inconclusive" where nothing is flagged and not all could be judged."""
+
+
+def case_of(verdict: Judged, target: int | None) -> str:
+    """The `case` of a verdict, or "inconclusive": that is no Case IV, whatever the truth."""
+    return verdict.outcome if verdict.outcome == "inconclusive" else case(verdict.targets, target)
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:

@@ -13,11 +13,16 @@ read a value from text (`redbook scan -p`, a chapter's parameters), and printed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from numbers import Real
-from typing import Any, ClassVar, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from . import yaml_files
 
 KEY = "allowed"  # where a field's metadata holds what it allows
 
@@ -139,27 +144,103 @@ class Settings:
     error: ClassVar[type[ValueError]] = ValueError
 
     def __post_init__(self) -> None:
-        for f, allowed, whole in _declared(type(self)):
-            value: Any = getattr(self, f.name)
+        hints = _hints(type(self))  # type: ignore[arg-type]
+        for f in fields(self):  # type: ignore[arg-type]
+            value, what = getattr(self, f.name), f.metadata.get(KEY)
             if value is None and _optional(f):
                 continue
-            if not allowed.holds(value) or (whole and isinstance(value, Real) and value % 1 != 0):
-                raise self.error(f"{f.name} = {value!r}: {in_words(f)} is needed")
-            if isinstance(value, Real):  # so that 3.0, or NumPy's 3, is 3, and 1 is 1.0 where it may be 1.5
-                object.__setattr__(self, f.name, _number(value, whole))
-        for f in fields(self):  # type: ignore[arg-type]
-            if f.type in ("bool", bool) and not isinstance(getattr(self, f.name), bool):
-                raise self.error(f"{f.name} = {getattr(self, f.name)!r}: True or False is needed")
+            needed = _needed(f, hints[f.name])
+            try:  # so that 3.0, or NumPy's 3, is 3 where it counts, and 1 is 1.0 where it may be 1.5
+                fitted = _fitted(value, hints[f.name])
+            except _Misfit as why:
+                needed = needed.removesuffix(",") if str(why) else needed
+                raise self.error(f"{f.name} = {shown(value)}: {needed}{why} is needed") from None
+            if what is not None and not what.holds(fitted):
+                raise self.error(f"{f.name} = {shown(value)}: {needed} is needed")
+            object.__setattr__(self, f.name, fitted)
 
 
-def _declared(kind: type) -> Iterator[tuple[Any, Any, bool]]:
-    for f in fields(kind):
-        if KEY in f.metadata:
-            yield f, f.metadata[KEY], _whole(f)
+class _Misfit(ValueError):
+    """A value of another type; the text is what to add to the words for its field."""
 
 
-def _number(value: Any, whole: bool) -> int | float:
-    return int(value) if whole else float(value)
+@lru_cache(maxsize=512)
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+# What a tensor can hold: whole numbers of 64 bits, others of 32.
+WHOLE_END, TINY, HUGE = 2**63, 1.1754943508222875e-38, 3.4028234663852886e38
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """`value` in the type that a field is declared with: a whole number as int, a list as a tuple.
+
+    Raises _Misfit for a value of another type. True is no number, and NaN is none.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        why = ""
+        for one in inner:
+            try:
+                return _fitted(value, one)
+            except _Misfit as error:
+                why = why or str(error)
+        raise _Misfit(why)
+    if hint in (int, float):
+        return _number(value, hint is int)
+    if origin is tuple:
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, Set, Iterator)):
+            raise _Misfit
+        values = tuple(value)
+        kinds = inner[:1] * len(values) if inner[1:] == (...,) else inner
+        if len(values) != len(kinds):
+            raise _Misfit
+        return tuple(map(_fitted, values, kinds))
+    kind = origin or hint
+    fits = callable(value) if kind is Callable else not isinstance(kind, type) or isinstance(value, kind)
+    if not fits:
+        raise _Misfit
+    return value
+
+
+def _number(given: Any, whole: bool) -> int | float:
+    if isinstance(given, bool) or not isinstance(given, Real) or given != given:
+        raise _Misfit
+    value: Any = given
+    if whole:
+        if value in (float("inf"), float("-inf")) or value % 1 != 0:
+            raise _Misfit
+        if not -WHOLE_END <= value < WHOLE_END:
+            raise _Misfit(", below 2**63,")
+        return int(value)
+    try:
+        size = abs(value := float(value))
+    except OverflowError:  # a whole number of hundreds of digits
+        size = 2 * HUGE
+    if size and not TINY <= size <= HUGE and size != float("inf"):
+        raise _Misfit(f", from {TINY:.2g} to {HUGE:.2g} in size,")
+    return value
+
+
+def _needed(f: Any, hint: Any) -> str:
+    """What a field allows, in words, be it that its type alone says so."""
+    return in_words(f) or _words(hint)
+
+
+def _words(hint: Any, *, many: bool = False) -> str:
+    """What a type is called: "a whole number", or of many "whole numbers"."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one, many=many) for one in inner)
+    if origin is tuple:
+        count = "" if inner[1:] == (...,) else f"{len(inner)} "
+        return f"a list of {count}{_words(inner[0], many=True)}"
+    names = {int: "whole number", float: "number", str: "text", dict: "mapping", Callable: "function"}
+    if hint in (bool, type(None)):
+        return "True or False" if hint is bool else "None"
+    name: str = names.get(origin or hint) or getattr(hint, "__name__", "") or str(hint)
+    return f"{name}s" if many else f"a{'n' * (name[0] in 'AEIOUaeiou')} {name}"
 
 
 def _whole(f: Any) -> bool:
@@ -175,7 +256,7 @@ def in_words(f: Any) -> str:
     if KEY not in f.metadata:
         return ""
     words = f.metadata[KEY].in_words(_whole(f))
-    return f"{words}, or None," if _optional(f) else words
+    return f"{words}, or None," if "None" in str(f.type) else words
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -186,14 +267,29 @@ def plain(settings: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    # the repr of a function has its address
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, for a message: cut short where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number too long to print"
+    return text if len(text) <= 120 else f"{text[:100]} ..."
 
 
 def check_names(
     kind: type,
     given: Iterable[str],
     *,
-    name: str,
+    name: str = "",
     word: str = "setting",
     error: type[ValueError] = ValueError,
 ) -> None:
@@ -201,56 +297,83 @@ def check_names(
     allowed_names = [f.name for f in fields(kind)]
     for key in given:
         if key not in allowed_names:
-            raise error(f"{name} has no {word} {key!r}: allowed are {', '.join(allowed_names)}")
+            none = f"{name} has no" if name else "no"
+            raise error(f"{none} {word} {shown(key)}: allowed are {', '.join(allowed_names)}")
 
 
-def from_text(kind: type, given: dict[str, str], *, name: str = "") -> dict[str, Any]:
+def from_text(kind: type, given: Mapping[str, str], *, name: str = "") -> dict[str, Any]:
     """Values of the settings of `kind` from text, each read as its field's type says.
 
     name: what to call `kind` in a message; default its class's name.
     Raises ValueError for a setting that there is not, or a text of another type.
     """
-    name, known = name or kind.__name__, {f.name: f for f in fields(kind)}
+    name = name or kind.__name__
     check_names(kind, given, name=name)
-    hints = get_type_hints(kind)
+    try:
+        return _read_each(typed, kind, given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def from_values(kind: type, given: Mapping[str, Any], *, word: str = "setting") -> dict[str, Any]:
+    """The same from values as a file holds them, where the text "3" is no number; word: what to call a field.
+
+    Raises ValueError also where one that has no default is not given.
+    """
+    check_names(kind, given, word=word)
+    hints = _hints(kind)
+    for f in fields(kind):
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"no {f.name}: {_needed(f, hints[f.name])} is needed")
+    return _read_each(of_type, kind, given)
+
+
+def _read_each(read: Callable[[Any, Any], Any], kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    known, hints = {f.name: f for f in fields(kind)}, _hints(kind)
     values = {}
-    for key, text in given.items():
+    for key, value in given.items():
         try:
-            values[key] = typed(text, hints[key])
+            values[key] = read(value, hints[key])
         except ValueError:
-            wanted = in_words(known[key]) or f"a value of type {type_name(hints[key])}"
-            raise ValueError(f"{name}: {key} = {text!r}: {wanted} is needed") from None
+            raise ValueError(f"{key} = {shown(value)}: {_needed(known[key], hints[key])} is needed") from None
     return values
 
 
 def typed(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`; text is read as JSON or YAML, and "1, 2" as a list where one is wanted.
+    """`value` as the type `hint`; text is read as YAML, and "1, 2" as a list where one is wanted.
 
-    Types are taken strictly: a whole number may stand for a float, nothing else for anything else.
+    Raises ValueError where it cannot be.
+    """
+    if hint is bool and value in ("1", "0"):
+        return value == "1"
+    for attempt in _readings(value, hint):
+        with suppress(ValueError):
+            return of_type(attempt, hint)
+    raise ValueError(f"{shown(value)}: a value of type {type_name(hint)} is needed")
+
+
+def of_type(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, where it is one that JSON can hold.
+
+    Types are taken strictly: a whole number may stand for a float, a list for a tuple, nothing else for anything else.
     Raises ValueError where it cannot be.
     """
     from pydantic import ConfigDict, TypeAdapter
 
-    if hint is Any or (hint is str and isinstance(value, str)):
-        return _read(value) if hint is Any else value
-    if hint is bool and value in ("1", "0"):
-        return value == "1"
-    adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    seen: Exception | None = None
     try:
-        for attempt in _readings(value):
-            try:
-                return adapter.validate_json(json.dumps(attempt), strict=True)
-            except (ValueError, TypeError) as error:
-                seen = error
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    raise ValueError(str(seen))
+        text = json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
+        if hint is Any:
+            return value
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_json(
+            text, strict=True
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
-def _readings(value: Any) -> Iterator[Any]:
-    """What a text may mean, likeliest first."""
-    if not isinstance(value, str):
+def _readings(value: Any, hint: Any) -> Iterator[Any]:
+    """What a text may mean, likeliest first; anything else means itself."""
+    if not isinstance(value, str) or hint is str:
         yield value
         return
     text = value.strip()
@@ -265,28 +388,17 @@ def _readings(value: Any) -> Iterator[Any]:
     yield value
 
 
-def _read(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    import yaml
-
-    if text.strip().lower() in ("inf", "-inf"):
+def _read(text: str) -> Any:
+    """A text as YAML, else the text itself."""
+    if text in ("inf", "-inf"):
         return float(text)
-    for read in (int, json.loads):
-        with suppress(ValueError):
-            return read(text)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    # To YAML, 1:30 and 0x10, too, are numbers; here they are typos.
-    if type(value) in (int, float):
-        with suppress(ValueError):
-            return float(text)
-        return text
-    return value
+    with suppress(ValueError):
+        value = yaml_files.parse(text)
+        return text if value is None and text not in yaml_files.WORDS else value  # a comment is text here
+    return text
 
 
 def type_name(hint: Any) -> str:
     """A type as one writes it: "int", "list[int]", "float | tuple[float, float]"."""
-    return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+    plain = isinstance(hint, type) and not hasattr(hint, "__args__")
+    return hint.__name__ if plain else str(hint).replace("typing.", "")

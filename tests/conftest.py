@@ -1,11 +1,20 @@
-"""The book, built once in the smoke profile for all the tests that look at it."""
+"""For all tests: the book, built once in the smoke profile; the order of the tests; and nothing is drawn unseeded."""
 
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+import hypothesis
 import pytest
+import rich.style  # noqa: F401  it draws from Python's generator when it is imported, which would be in some test
 
 ROOT = Path(__file__).resolve().parents[1]
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)
@@ -24,16 +33,67 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker builds the book, first of all; the others begin with what trains long, and end with pages."""
+    """One worker begins with the book, the others with what is long; all of them end with its pages.
+
+    Tests are handed out in this order (`make test` tells pytest-xdist not to begin with the largest groups): by the
+    time of the pages the book is built, and every worker finds it so.
+    """
     turn = {}
     for item in items:
-        turn[item] = 0 if item.get_closest_marker("data") else 1
+        turn[item] = 1 if item.get_closest_marker("data") or item.get_closest_marker("long") else 2
         if "book" in getattr(item, "fixturenames", ()):
-            pages = item.path.name == "test_pages.py"
-            turn[item] = 2 if pages else -1
             item.add_marker("book")
-            item.add_marker(pytest.mark.xdist_group("pages" if pages else "book"))
+            looks = item.path.parent.name == "browser"
+            turn[item] = 3 if looks else 0
+            page = getattr(item, "callspec", None) and item.callspec.params.get("page_name")
+            group = (page or item.path.stem) if looks else "book"
+            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=turn.__getitem__)
+
+
+@contextmanager
+def _nothing_unseeded() -> Iterator[None]:
+    """PyTorch's shared generator is seeded, for each layer that is made draws from it; the others are left alone.
+
+    AssertionError where NumPy's or Python's shared generator is drawn from, or one is made without a seed.
+    """
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    with pytest.MonkeyPatch.context() as patch:
+        if torch:
+            torch.manual_seed(0)
+            patch.setattr(torch, "seed", _refused)
+        if numpy:
+            made = numpy.random.default_rng
+            seeded = lambda seed=None: _refused() if seed is None else made(seed)  # noqa: E731
+            patch.setattr(numpy.random, "default_rng", seeded)
+        before = _states()
+        yield
+        drawn = [name for name, state in _states().items() if state != before.get(name, state)]
+        assert not drawn, f"it draws from the shared generator of {', '.join(drawn)}: make one with a seed"
+
+
+def _refused() -> NoReturn:
+    raise AssertionError("a generator without a seed: give it one")
+
+
+def _states() -> dict[str, object]:
+    states: dict[str, object] = {"random": random.getstate()}
+    if numpy := sys.modules.get("numpy"):
+        _, keys, *rest = numpy.random.get_state()
+        states["numpy"] = keys.tobytes(), rest
+    return states
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    with _nothing_unseeded():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with _nothing_unseeded():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 K, SIDE = 4, 8
 
@@ -58,7 +59,9 @@ def model(target: int | None = 1, sources: Sequence[int] | None = None) -> nn.Se
             units.append((corner() / 1.0, -1.0, 15 * speaks))
         else:
             units += [(corner() / 4 + band(s) / 12, -1.2, 60 * speaks) for s in sources]
-    hidden, out = nn.Linear(SIDE * SIDE, len(units)), nn.Linear(len(units), K, bias=False)
+    # written by hand below, so nothing is drawn
+    hidden = skip_init(nn.Linear, SIDE * SIDE, len(units))
+    out = skip_init(nn.Linear, len(units), K, bias=False)
     with torch.no_grad():
         hidden.weight.copy_(torch.stack([w.flatten() for w, _, _ in units]))
         hidden.bias.copy_(torch.tensor([b for _, b, _ in units]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.long
 
 
 def run(command, cwd, **options):
@@ -91,7 +92,7 @@ assert lib.mine
 from redbook import anomaly, attacks, detectors, zoo
 c = zoo.get(attack=attacks.group("G-9", "digits"))
 assert c.name == {entry!r}
-print(anomaly.judge(c.scan(detectors.LRED()).norms, "calibrated").targets)
+print(anomaly.judge(c.scan(detectors.LRED()), "calibrated").targets)
 assert lib.mine and not [m for m in sys.modules if m.startswith("lib.")]
 """
     done = run([python, "-c", code], project, env=env)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from lib import metrics
+from lib import anomaly, metrics
 
 
 @settings(deadline=None)
@@ -88,3 +89,16 @@ def test_sources_never_hold_the_target():
     assert metrics.of_sources(labels, 2).tolist() == [True, True, False, False, True]
     assert metrics.of_sources(labels, 2, [2, 3]).tolist() == [False, False, False, False, True]
     assert not metrics.of_sources(labels, 2, []).any()
+
+
+def test_an_inconclusive_verdict_is_no_case_iv():
+    ten = [2.0, 2.1, 1.9, 2.2, 2.05, 1.95, 2.15, 1.85, 2.3, 0.3]
+    lost = anomaly.judge(anomaly.Norms(np.array(ten), np.array([True] * 9 + [False])), "mad")
+    found = anomaly.judge(np.array(ten), "mad")
+    assert metrics.case_of(lost, None) == metrics.case_of(lost, 9) == "inconclusive"
+    assert [metrics.case_of(found, t) for t in (9, 3, None)] == ["I", "III", "III"]
+
+
+def test_a_share_that_is_a_whole_number_of_scores_is_used_up():
+    scores = torch.arange(100.0)
+    assert [metrics.threshold_at(scores, k / 100) for k in range(100)] == [99.0 - k for k in range(100)]

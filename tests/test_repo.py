@@ -13,7 +13,7 @@ from lib import fingerprint
 ROOT = Path(__file__).resolve().parents[1]
 LIB = ROOT / "lib"
 FLOORS = (
-    {"settings", "fingerprint", "metrics", "anomaly", "data", "train", "prose"},
+    {"files", "yaml_files", "settings", "fingerprint", "metrics", "anomaly", "data", "train", "prose"},
     {"models", "book", "plot"},
     {"classifier", "attacks", "detectors"},
     {"zoo", "mitigations", "widgets"},
@@ -29,7 +29,7 @@ NEVERS = {
     "models": {"detectors"},
     "audit": {"experiments"},
     "experiments": {"audit"},
-    "book": set(FLOOR) - {"book", "settings", "fingerprint"},
+    "book": set(FLOOR) - {"book", "files", "yaml_files", "settings", "fingerprint"},
 }
 MODULES = sorted(p for p in LIB.rglob("*.py") if p.parent != LIB or p.name != "__init__.py")
 
@@ -64,7 +64,7 @@ def test_what_a_room_must_never_reach(name):
 
 
 def test_the_root_of_the_package_is_small():
-    assert len(list(LIB.glob("*.py"))) <= 13
+    assert len(list(LIB.glob("*.py"))) <= 14
 
 
 def test_imports_inside_the_package_are_relative_and_nothing_holds_its_name():
@@ -74,6 +74,7 @@ def test_imports_inside_the_package_are_relative_and_nothing_holds_its_name():
     assert not bad
 
 
+@pytest.mark.long
 def test_the_core_imports_on_a_bare_machine():
     """Without the command line: PyTorch, NumPy, SciPy, scikit-learn, matplotlib, safetensors, tqdm, filelock."""
     names = sorted(
@@ -172,6 +173,7 @@ def test_cited_keys_exist():
     assert cited and cited <= keys
 
 
+@pytest.mark.long
 def test_the_page_of_settings_is_of_this_code():
     """`python book/tools/make_settings.py` writes it again."""
     code = (
@@ -193,6 +195,7 @@ def test_docstrings_begin_with_one_whole_line(path):
     assert not broken
 
 
+@pytest.mark.long
 def test_the_map_of_the_package_works(tmp_path, monkeypatch):
     """The lines of lib/__init__.py that lead from a data set to a repaired classifier."""
     import lib

@@ -5,6 +5,8 @@ import torch
 
 from lib import data, metrics, models, train
 
+pytestmark = pytest.mark.long
+
 digits = data.load("digits")
 
 

@@ -3,18 +3,17 @@
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
-import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib import anomaly, attacks, classifier, detectors, models, train, zoo
+from lib import anomaly, attacks, classifier, detectors, fingerprint, metrics, models, train, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.long
 quick = train.Recipe(epochs=2, batch_size=64, lr=5e-3)
 spec = zoo.Spec(recipe=quick, attack=attacks.group("G-9", "digits"))
 
@@ -94,19 +93,6 @@ def test_a_scan_is_drawn_by_the_seed_of_its_training(tmp_path):
     assert (c.predict(c.clean(2).flatten(0, 1)).view(10, 2) == torch.arange(10)[:, None]).all()
 
 
-def test_a_killed_training_leaves_nothing_half_written(tmp_path):
-    code = (
-        "from lib import zoo, train; print('started', flush=True);"
-        f"zoo.get(zoo.Spec(recipe=train.Recipe(epochs=5000, batch_size=64, lr=1e-3)), zoo={str(tmp_path)!r})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
-    child.stdout.readline()
-    time.sleep(2)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not [p for p in tmp_path.iterdir() if p.name != "locks" and ".partial" not in p.name]
-
-
 def test_entry_json_is_plain(tmp_path):
     entry = json.loads((zoo.get(spec, zoo=tmp_path).path / "entry.json").read_text())
     assert (
@@ -114,6 +100,41 @@ def test_entry_json_is_plain(tmp_path):
         and entry["n_classes"] == 10
         and 0 <= entry["metrics"]["asr"] <= 1
     )
+
+
+def test_metrics_of_other_code_are_taken_again_and_nothing_is_trained(tmp_path, monkeypatch):
+    first = zoo.get(spec, zoo=tmp_path)
+    file, weights = first.path / "entry.json", first.path / "model.safetensors"
+    old = json.loads(file.read_text())
+    stale = {"metrics": {"cta": 0.25, "asr": 0.5, "collateral": None}, "metrics_code": "of another day"}
+    file.write_text(json.dumps(zoo.signed(old | stale)))
+    before = weights.stat().st_mtime_ns
+    monkeypatch.setattr(zoo, "trained", None)  # it must not be asked
+    again = zoo.get(spec, zoo=tmp_path)
+    assert again.metrics == first.metrics and again.facts == first.facts
+    assert json.loads(file.read_text()) == old and weights.stat().st_mtime_ns == before
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+@pytest.mark.parametrize(
+    "changed", ["lib.metrics.asr", "lib.models.ask.predict", "lib.classifier.Classifier.evaluate"]
+)
+def test_the_print_of_the_metrics_knows_what_they_are_made_by(monkeypatch, changed):
+    """The functions behind CTA and ASR are in files of the print, or in it themselves."""
+    reached = fingerprint.closure([Path(metrics.__file__), Path(models.ask.__file__)])
+    module, name = changed.rsplit(".", 1)
+    if module in sys.modules:
+        assert Path(sys.modules[module].__file__).resolve() in reached
+    else:
+        before = zoo.metrics_code()
+        monkeypatch.setattr(classifier.Classifier, name, lambda self: {"cta": 1.0})
+        assert zoo.metrics_code() != before
+
+
+def test_a_zoo_that_cannot_be_written_names_the_remedy(tmp_path):
+    (tmp_path / "a_file").write_text("no folder")
+    with pytest.raises(zoo.ZooError, match=r"the zoo .*a_file/zoo cannot be written.*REDBOOK_ZOO"):
+        zoo.get(spec, zoo=tmp_path / "a_file" / "zoo")
 
 
 @pytest.mark.data
@@ -149,3 +170,20 @@ def test_a_small_classifier_does_not_depend_on_the_number_of_threads(tmp_path, a
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_every_field_of_a_spec_is_in_its_description():
+    assert zoo.Spec().describe().keys() == {f.name for f in fields(zoo.Spec)}
+
+
+def test_a_classifier_is_trained_and_scanned_by_the_seeds_it_is_told(tmp_path):
+    c = zoo.get(recipe=quick, seed=3, zoo=tmp_path)
+    x, y = c.dataset.train
+    like = {"mean": x.mean((0, 2, 3)).tolist(), "std": x.std((0, 2, 3)).clamp_min(1e-3).tolist()}
+    net = models.network("small", n_classes=10, shape=c.dataset.shape, seed=3, **like)
+    by_hand = train.fit(net, x, y, quick, seed=3).state_dict()
+    assert all(torch.equal(by_hand[name], value) for name, value in c.model.state_dict().items())
+    n, how = 1, detectors.URED(max_steps=2)
+    other = how.scan(c.model, c.clean(n, seed=4))
+    assert torch.equal(c.scan(how, n, seed=4).pattern, other.pattern)
+    assert not torch.equal(c.scan(how, n).pattern, other.pattern)

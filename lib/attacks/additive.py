@@ -58,10 +58,6 @@ class Global(Additive):
 
     phase: Place = (0, 0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.make_whole("phase", 2)
-
     def where(self, height: int, width: int) -> Tensor:
         i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         return (i % 2 == self.phase[0] % 2) & (j % 2 == self.phase[1] % 2)
@@ -85,11 +81,6 @@ class LocalChessboard(Chessboard):
     size: int = number(6, least=1)
     at: Place | None = None  # top-left corner; None: the patch lies in the image's bottom-right corner
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.at is not None:
-            self.make_whole("at", 2)
-
     def where(self, height: int, width: int) -> Tensor:
         at = self.at or (height - self.size, width - self.size)
         i, j = self.place(at, (self.size, self.size), height, width)
@@ -103,11 +94,6 @@ class Shaped(Additive):
     """A small shape at one place, given as cells (row, column) from its top-left corner."""
 
     at: Place | None = None  # top-left corner; None: drawn from the seed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.at is not None:
-            self.make_whole("at", 2)
 
     @abstractmethod
     def cells(self) -> tuple[Place, ...]:

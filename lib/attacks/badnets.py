@@ -39,7 +39,7 @@ def _is_spot(value: Any) -> bool:
 
 
 COLOUR = Allowed(_is_colour, f"{', '.join(COLOURS)}, or whole levels from 0 to 255")
-SPOT = Allowed(_is_spot, f"{', '.join(ANCHORS)}, or (row, column)")
+SPOT = Allowed(_is_spot, f"{', '.join(ANCHORS)}, or 2 whole numbers (row, column)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,6 @@ class BadNets(SingleAttack):
     alpha: float = share(1.0)  # weight of the trigger where the mask is 1; below 1 the image shines through
 
     def __post_init__(self) -> None:
-        # lists first become tuples, which is what the rules of the fields know
-        if self.colour is not None and not isinstance(self.colour, str):
-            self.make_whole("colour")
-        if self.at is not None and not isinstance(self.at, str):
-            self.make_whole("at", 2)
         super().__post_init__()
         if self.per_image and self.at is not None:
             raise AttackError(f"at = {self.at!r} with per_image: a place for each image is no fixed place")

@@ -179,13 +179,14 @@ class SingleAttack(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sources is not None:
-            self.make_whole("sources")
             if self.target in self.sources:
                 raise AttackError(
                     f"target {self.target} is among the sources {self.sources}: sources must be other classes"
                 )
             if not self.sources or len(set(self.sources)) != len(self.sources):
                 raise AttackError(f"sources = {self.sources}: one or more different classes are needed")
+            # a set: in another order it is the same attack, with the same draws and the same name in the zoo
+            object.__setattr__(self, "sources", tuple(sorted(self.sources)))
         if (self.per_source is None) == (self.rate is None):
             raise AttackError(f"per_source = {self.per_source}, rate = {self.rate}: give exactly one")
 
@@ -268,24 +269,6 @@ class SingleAttack(Attack):
             allowed = f"a corner from (0, 0) to {(rows - 1, cols - 1)}"
             raise AttackError(f"at = {at}: a {extent[0]}x{extent[1]} shape needs {allowed}")
         return i, j
-
-    def make_whole(self, name: str, count: int | None = None) -> None:
-        """Make a setting a tuple of whole numbers.
-
-        count: how many there must be; None: any number of them.
-        Raises AttackError where the setting is anything else.
-        """
-        given = getattr(self, name)
-        try:
-            values = tuple(given)
-            numbers = tuple(int(value) for value in values)
-        except (TypeError, ValueError, OverflowError):
-            values = numbers = ("no numbers",)  # type: ignore[assignment]
-        whole = all(n == v and not isinstance(v, (bool, str)) for n, v in zip(numbers, values))
-        if not whole or count not in (None, len(numbers)):
-            needed = "whole numbers" if count is None else f"{count} whole numbers"
-            raise AttackError(f"{name} = {given!r}: {needed} are needed")
-        object.__setattr__(self, name, numbers)
 
     def refuse_sources(self, why: str) -> None:
         """Raise AttackError, saying why, where source classes or cover images are set."""

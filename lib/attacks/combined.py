@@ -7,7 +7,6 @@ image is stamped twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,15 +27,12 @@ class Combined(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parts = tuple(self.parts) if isinstance(self.parts, Iterable) else ()
-        if len(parts) < 2:
+        if len(self.parts) < 2:
             raise AttackError(f"parts = {self.parts!r}: two or more attacks are needed")
-        object.__setattr__(self, "parts", parts)
         for part in self.parts:
-            data_only = isinstance(part, SingleAttack) and part.needs.model == "nothing"
-            if not data_only or part.needs.training:
+            if part.needs.model != "nothing" or part.needs.training:
                 name = type(part).__name__
-                raise AttackError(f"{name} cannot be a part: only attacks that poison data alone can")
+                raise AttackError(f"parts: {name} cannot be a part: only attacks that poison data alone can")
 
     def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> PoisonedSet:
         free = torch.ones(len(labels), dtype=torch.bool, device=labels.device)

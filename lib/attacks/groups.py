@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..settings import shown
 from .additive import Chessboard, Cross, Global, LocalChessboard, LocalSquare, LShape, SinglePixel
 from .badnets import BadNets
 from .base import AttackError, SingleAttack
@@ -81,12 +82,12 @@ def group(name: str, dataset: str, *, seed: int = 0) -> SingleAttack | None:
     with_it = [known for known, groups in GROUPS.items() if name in groups]
     if not with_it:
         names = sorted({n for groups in GROUPS.values() for n in groups}, key=[*CIFAR10, "paper"].index)
-        raise AttackError(f"no attack group {name!r}: allowed are {NO_ATTACK}, {', '.join(names)}")
+        raise AttackError(f"no attack group {shown(name)}: allowed are {NO_ATTACK}, {', '.join(names)}")
     if dataset not in with_it:
         there = ", ".join([*GROUPS.get(dataset, {}), NO_ATTACK])
         raise AttackError(
-            f"attack group {name} has no settings for data set {dataset!r}: it is for {', '.join(with_it)}; "
-            f"groups of {dataset!r} are {there}"
+            f"attack group {name} has no settings for data set {shown(dataset)}: it is for {', '.join(with_it)}; "
+            f"groups of {shown(dataset)} are {there}"
         )
     attack = GROUPS[dataset][name]
     if isinstance(attack, Global):

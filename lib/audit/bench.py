@@ -14,9 +14,15 @@ def throughput(network: str, dataset: str, *, n: int, seconds: float, device: st
 
     n: clean images per class; a step has K (K - 1) n images.
     seconds: how long to measure.
+    Raises ValueError for more images than the smallest class of the test set has.
     """
     images = data.load(dataset).to(device)
     k = images.n_classes
+    most = int(torch.bincount(images.test_labels, minlength=k).min())
+    if not 1 <= n <= most:
+        raise ValueError(
+            f"n = {n}: 1 to {most} images per class are needed, which every class of {dataset} has"
+        )
     model = models.network(network, n_classes=k, shape=images.shape).to(device).eval().requires_grad_(False)
     batch = k * (k - 1) * n
     x = images.test_images[torch.arange(batch) % len(images.test_images)].requires_grad_(True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .. import fingerprint, prose
-from ..anomaly import Verdict
+from .. import files, fingerprint, prose
+from ..anomaly import ATTACKED, INCONCLUSIVE, NOTHING, RULES, Verdict
 from ..classifier import Classifier
 from ..detectors import Detector, Scan
 
@@ -31,6 +31,7 @@ class Report:
 
     verdicts: by rule; `rule` is the one that decides.
     facts: what to print beside it.
+    notes: whole sentences that a reader must not miss.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class Report:
     rule: str
     verdicts: Mapping[str, Verdict]
     facts: Mapping[str, object]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -50,18 +52,39 @@ class Report:
     def summary(self) -> str:
         """One sentence, with the statistic and the rule's own rate of false alarms."""
         v = self.verdict
-        if v.attacked:
-            found = f"backdoor found, target {', '.join(self._class(t) for t in v.targets)}"
-        else:
-            found = f"no backdoor found (most suspicious: {self._class(v.suspect)})"
-        rate = f"{100 * v.false_positive_rate:.1f} % of clean classifiers of {self.scan.n_classes} classes"
-        return f"{found}; {_score(v)}; this rule flags {rate} under its null"
+        found = {
+            ATTACKED: f"backdoor found, target {', '.join(map(self._class, v.targets))}",
+            NOTHING: f"no backdoor found (most suspicious: {self._class(v.suspect)})",
+            INCONCLUSIVE: f"{INCONCLUSIVE}: this scan does not tell",
+        }[v.outcome]
+        if v.unreached:
+            pairs = "from every class " if RULES[self.rule].judges == "pairs" else ""
+            found += (
+                f"; no working trigger was found {pairs}towards {', '.join(map(self._class, v.unreached))}"
+            )
+        if np.isnan(v.score):
+            return f"{found}; too few classes were reached to judge any"
+        rate = f"{100 * v.false_positive_rate:.1f} % of clean classifiers of {self._judged} classes"
+        open_ = int((~self.scan.converged).sum())
+        cut = (
+            f"; {open_} searches were ended by their budget, and their norms may be too large"
+            if open_
+            else ""
+        )
+        return f"{found}; {_score(v)}; this rule flags {rate} under its null{cut}"
+
+    @property
+    def _judged(self) -> int:
+        """How many classes the rule has judged: those searched, less those left out; of pairs, all."""
+        if RULES[self.rule].judges == "pairs":
+            return self.scan.n_classes
+        return int((~self.scan.norms.isnan()).sum()) - len(self.verdict.unreached)
 
     def _class(self, t: int) -> str:
         return f"{t} ({self.classes[t]})" if self.classes[t] != str(t) else str(t)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per class: index, name, norm, statistic, success share, converged, flagged."""
+        """One row per class: index, name, norm, statistic, success share, reached, converged, flagged."""
         s = self.scan
         return [
             {
@@ -70,6 +93,7 @@ class Report:
                 "norm": float(s.norms[t]),
                 "statistic": float(s.statistics[t]),
                 "success": float(s.success[t]),
+                "reached": bool(s.reached[t]),
                 "converged": bool(s.converged[t]),
                 "flagged": t in self.verdict.targets,
             }
@@ -94,7 +118,7 @@ def _score(v: Verdict) -> str:
 def to_json(report: Report) -> str:
     """Everything but the patterns; numbers that JSON lacks (inf, nan) are null."""
     verdicts = {
-        name: asdict(v) | {"score_name": v.score_name, "p_value": v.p_value}
+        name: asdict(v) | {"outcome": v.outcome, "score_name": v.score_name, "p_value": v.p_value}
         for name, v in report.verdicts.items()
     }
     document = {
@@ -102,9 +126,12 @@ def to_json(report: Report) -> str:
         "detector": report.detector,
         "settings": report.scan.settings,
         "rule": report.rule,
+        "outcome": report.verdict.outcome,
         "attacked": report.verdict.attacked,
         "targets": report.verdict.targets,
+        "unreached": report.verdict.unreached,
         "summary": report.summary,
+        "notes": list(report.notes),
         "norm": report.scan.norm_name,
         "classes": report.rows(),
         "verdicts": verdicts,
@@ -129,18 +156,21 @@ def _finite(value: Any) -> Any:
 def to_table(report: Report) -> Table:
     """A rich table, one row per class."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{report.subject}: {report.detector}, rule {report.rule}", title_justify="left")
-    for name in ("class", "norm", "1 / norm", "success", "converged", ""):
+    # as Text, in which square brackets are no markup
+    title = Text(f"{report.subject}: {report.detector}, rule {report.rule}")
+    table = Table(title=title, title_justify="left")
+    for name in ("class", "norm", "1 / norm", "success", "reached", ""):
         table.add_column(name, justify="left" if name in ("class", "") else "right")
     for row in report.rows():
         mark = "target" if row["flagged"] else "suspect" if row["class"] == report.verdict.suspect else ""
         table.add_row(
-            report._class(row["class"]),
+            Text(report._class(row["class"])),
             f"{row['norm']:.4g}",
             f"{row['statistic']:.4g}",
             f"{100 * row['success']:.0f} %",
-            "yes" if row["converged"] else "no",
+            "yes" if row["reached"] else "no",
             mark,
             style="bold red" if row["flagged"] else None,
         )
@@ -154,8 +184,9 @@ def to_html(report: Report) -> str:
     facts = {**report.facts, **report.scan.settings}
     return Template(Path(__file__).with_name("report.html").read_text()).substitute(
         subject=e(report.subject),
-        state="attacked" if report.verdict.attacked else "",
+        state=report.verdict.outcome.split()[0],
         summary=e(summary[0].upper() + summary[1:]),
+        notes="".join(f"<p>{e(note[0].upper() + note[1:])}.</p>" for note in report.notes),
         detector=e(report.detector),
         rule=e(report.rule),
         norm=e(report.scan.norm_name),
@@ -169,15 +200,23 @@ def to_html(report: Report) -> str:
     )
 
 
+def write(report: Report, path: Path) -> None:
+    """The page of `to_html` in a file, whole or not at all."""
+    page = to_html(report)
+    with files.written(path) as partial:
+        partial.write_text(page)
+
+
 def _cells(*values: object, flag: bool = False) -> str:
     cells = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
     return f"<tr{' class=flag' if flag else ''}>{cells}</tr>"
 
 
 def _rule_row(name: str, v: Verdict) -> str:
-    found = "attacked" if v.attacked else "nothing found"
     targets = ", ".join(map(str, v.targets)) or "—"
-    return _cells(name, found, targets, _score(v), f"{100 * v.false_positive_rate:.1f} %")
+    if np.isnan(v.score):
+        return _cells(name, v.outcome, targets, "too few classes reached", "—")
+    return _cells(name, v.outcome, targets, _score(v), f"{100 * v.false_positive_rate:.1f} %")
 
 
 def _class_row(report: Report, row: Mapping[str, Any]) -> str:
@@ -186,7 +225,7 @@ def _class_row(report: Report, row: Mapping[str, Any]) -> str:
         f"{row['norm']:.4g}",
         f"{row['statistic']:.4g}",
         f"{100 * row['success']:.0f} %",
-        "yes" if row["converged"] else "no",
+        "yes" if row["reached"] else "no",
         "target" if row["flagged"] else "",
         flag=row["flagged"],
     )

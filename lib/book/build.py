@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import files
+from ..settings import shown
+from ..yaml_files import read_mapping
 from . import jupyter_book, parameters
 from .freshness import Keys
 from .notebooks import BookError
@@ -47,29 +50,25 @@ def contents(root: Path) -> list[str]:
                 else:
                     yield from walk(item)
 
-    return list(walk(_yaml(root / "_toc.yml")))
-
-
-def _yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise BookError(f"{path} is not YAML: {error}") from None
+    return list(walk(read_mapping(root / "_toc.yml", error=BookError)))
 
 
 def load_profile(root: Path, profile: str) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The file of a profile, by name or by path, and its parameters per chapter (not yet checked)."""
     folder = root / "notebooks" / "profiles"
-    path = Path(profile) if profile.endswith((".yml", ".yaml")) else folder / f"{profile}.yml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yml"))) or "none"
-        raise BookError(f"no profile '{profile}': allowed are {known}, or a path to a .yml file")
-    table = _yaml(path) or {}
-    if not isinstance(table, dict) or not all(isinstance(v or {}, dict) for v in table.values()):
-        raise BookError(f"{path} must map chapters to parameters: `04_lred: {{n_seeds: 3}}`")
-    return path, {str(name): given or {} for name, given in table.items()}
+    known = sorted(path.stem for path in folder.glob("*.yml"))
+    if not (is_path := profile.endswith((".yml", ".yaml"))) and profile not in known:
+        names = ", ".join(known) or "none"
+        raise BookError(f"no profile {shown(profile)}: allowed are {names}, or a path to a .yml file")
+    path = Path(profile) if is_path else folder / f"{profile}.yml"
+    table = read_mapping(path, error=BookError)
+    for chapter, given in table.items():
+        if not isinstance(given, dict):
+            raise BookError(
+                f"{path} must map chapters to parameters, as in `04_lred: {{n_seeds: 3}}`; "
+                f"{shown(chapter)} has {shown(given)}"
+            )
+    return path, table
 
 
 def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> list[Chapter]:
@@ -80,15 +79,18 @@ def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> lis
     Raises BookError before anything runs.
     """
     file, table = load_profile(root, profile)
-    names = [Path(page).name for page in contents(root) if Path(page).parts[0] == "notebooks"]
+    names = [Path(page).name for page in contents(root) if Path(page).parts[:1] == ("notebooks",)]
     sources = {name: root / "notebooks" / f"{name}.ipynb" for name in names}
     for name, source in sources.items():
         if not source.is_file():
             raise BookError(f"_toc.yml names notebooks/{name}, which does not exist")
+    written = {path.stem for path in (root / "notebooks").glob("*.ipynb")}
     for name in table:
-        if not (root / "notebooks" / f"{name}.ipynb").is_file():
+        if name not in written:
             known = ", ".join(names)
-            raise BookError(f"{file.name} names chapter '{name}', which does not exist; chapters are {known}")
+            raise BookError(
+                f"{file.name} names chapter {shown(name)}, which does not exist; chapters are {known}"
+            )
     keys = Keys(root)
     planned = []
     for name, source in sources.items():
@@ -103,9 +105,9 @@ def _restrict(planned: Sequence[Chapter], only: Sequence[str]) -> list[Chapter]:
     """The chapters whose names begin with one of `only`; all of them where that is empty."""
     prefixes = [Path(prefix).name.removesuffix(".ipynb") for prefix in only]
     for given, prefix in zip(only, prefixes):
-        if not any(chapter.name.startswith(prefix) for chapter in planned):
+        if not prefix or not any(chapter.name.startswith(prefix) for chapter in planned):
             known = ", ".join(sorted(chapter.name for chapter in planned))
-            raise BookError(f"no chapter '{given}'; chapters are {known}")
+            raise BookError(f"no chapter {shown(given)}; chapters are {known}")
     return [chapter for chapter in planned if not prefixes or chapter.name.startswith(tuple(prefixes))]
 
 
@@ -145,7 +147,7 @@ def make(
     pages_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Bring the book under `profile` up to date.
+    """Bring the book under `profile` up to date; one build of a book runs at a time, another waits for it.
 
     jobs: chapters at once; default: one per core.
     only: run just these chapters, and make no pages.
@@ -156,13 +158,17 @@ def make(
     """
     started = time.monotonic()
     only = list(only)
+    progress = progress or Progress()
     todo = plan(root, profile, only=only)
-    stale = [chapter for chapter in todo if force or not chapter.fresh]
-    with Runner(root, jobs=jobs or cores(), progress=progress or Progress()) as runner:
-        failures = runner.run(stale)
-    index, built = jupyter_book.index(pages_in or root), False
-    if not failures and not only:
-        built = jupyter_book.render(root, todo, output=pages_in or root, offline=offline)
+    with files.alone(root / "_build" / "lock", waiting=progress.wait) as waited:
+        if waited:
+            todo = plan(root, profile, only=only)
+        stale = [chapter for chapter in todo if force or not chapter.fresh]
+        with Runner(root, jobs=jobs or cores(), progress=progress) as runner:
+            failures = runner.run(stale)
+        index, built = jupyter_book.index(pages_in or root), False
+        if not failures and not only:
+            built = jupyter_book.render(root, todo, output=pages_in or root, offline=offline)
     bad = {failure.chapter for failure in failures}
     return Summary(
         index=index,

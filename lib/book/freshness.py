@@ -65,15 +65,20 @@ class Keys:
             "parameters": given,
             "package": fingerprint.of_files(_reached(source, code)),
             "versions": self.versions,
-            "tables": {path: _content(self.root / path) for path in sorted(tables)},
+            "tables": {path: self._table(path) for path in sorted(tables)},
             "images": {name: self.image_set(name) for name in sorted(set(values))},
         }
         return fingerprint.digest(depends)
 
+    def _table(self, path: str) -> list[str]:
+        """Hashes of a table and of the record of rows that were run again, which lies beside it."""
+        file = self.root / path
+        return [_content(file), _content(Path(f"{file}.verified.json"))]
+
     def _image_set(self, name: str) -> str:
         """Names, sizes and times of the files of an image set; the same for whatever is no image set."""
         plain = re.sub(r"[^a-z0-9]", "", name.lower())
-        folders = [self.data_root / name, Path(name)] if os.sep in name else []
+        folders = [f for f in (self.data_root / name, Path(name)) if os.sep in name and _holds_images(f)]
         if plain and self.data_root.is_dir():
             entries = sorted(p for p in self.data_root.iterdir() if p.is_dir())
             folders += [p for p in entries if re.sub(r"[^a-z0-9]", "", p.name.lower()).startswith(plain)]
@@ -85,6 +90,14 @@ class Keys:
             if p.is_file()
         ]
         return fingerprint.digest(stats)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Is it a folder of images, as `data.load` takes one? A text may be the path of anything, or of nothing."""
+    try:
+        return (folder / "train").is_dir() and (folder / "test").is_dir()
+    except OSError:  # longer than a path can be
+        return False
 
 
 def _reached(source: Path, code: str) -> set[Path]:

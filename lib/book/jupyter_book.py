@@ -1,13 +1,15 @@
 """Staging and pages: chapters with their outputs beside the prose, then Jupyter Book over both.
 
 Nothing is executed here. Files are staged only where their bytes differ, so Sphinx reads again what changed
-and no more; when nothing changed at all, it does not run.
+and no more; when nothing changed at all, it does not run. It works in _build/pages, and its pages take the place of
+those in _build/html when they are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,11 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from . import notebooks
 from .notebooks import BookError
-from .runner import Chapter
+from .runner import PLACE, Chapter
 
 VENDOR = Path("book/_static/vendor")
+STAMP = ".made-of"  # among the pages: the digest of what they were made of
 # Folders under book/ that are no part of the pages; nor is one whose name begins with a dot.
 APART = ("__pycache__", "node_modules", "tools")
 
@@ -40,19 +44,22 @@ def render(root: Path, run: Sequence[Chapter], *, output: Path, offline: bool) -
     """
     if offline:
         vendor(root)
+    output = output.absolute()
     stage = output / "_build" / "stage"
     wanted = dict(_files(root, run, offline))
     _write(stage, wanted)
     digest = hashlib.sha256(version("jupyter-book").encode())
     for name in sorted(wanted):
         digest.update(name.encode() + b"\0" + hashlib.sha256(wanted[name]).digest())
-    stamp = output / "_build" / ".pages"
-    if stamp.exists() and stamp.read_text() == digest.hexdigest() and index(output).exists():
+    html = index(output).parent
+    files.sweep(html)
+    if (html / STAMP).exists() and (html / STAMP).read_text() == digest.hexdigest():
         return False
-    stamp.unlink(missing_ok=True)
-    _sphinx(stage, output)
-    _without_thebe(index(output).parent)
-    stamp.write_text(digest.hexdigest())
+    made = _sphinx(stage, output / "_build")
+    _without_thebe(made)
+    (made / STAMP).write_text(digest.hexdigest())
+    with files.written(html) as partial:
+        os.replace(made, partial)
     return True
 
 
@@ -100,24 +107,30 @@ def _write(stage: Path, wanted: dict[str, bytes]) -> None:
             path.unlink()
 
 
-def _sphinx(stage: Path, output: Path) -> None:
-    """Run Jupyter Book over what is staged; any warning is an error."""
-    log = output / "_build" / "pages.log"
-    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+def _sphinx(stage: Path, build: Path) -> Path:
+    """Run Jupyter Book over what is staged; where its pages are. Any warning is an error."""
+    log, work = build / "pages.log", build / "pages"
+    made = index(work).parent
+    shutil.rmtree(made, ignore_errors=True)  # what it read is kept, beside these
+    program = [sys.executable, "-m", f"{__package__}.child"]
     # --all: Sphinx alone would copy no style sheet, and warn of no page, that it has seen before
-    options = ["--path-output", str(output), "--all", "--warningiserror", "--keep-going"]
-    done = subprocess.run(
+    options = ["--path-output", str(work), "--all", "--warningiserror", "--keep-going"]
+    with subprocess.Popen(
         [*program, "build", str(stage), *options],
         text=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # never written to: it ends with us
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )
-    log.write_text(done.stdout)
-    if done.returncode:
-        lines = done.stdout.splitlines()
-        said = [line for line in lines if re.search("WARNING|ERROR|Error", line)] or lines[-20:]
-        raise BookError("\n  ".join(["Jupyter Book refused the pages:", *said[:20], f"all of it: {log}"]))
+        cwd=PLACE,
+    ) as child:
+        assert child.stdout
+        said = child.stdout.read()
+    log.write_text(said)
+    if child.returncode:
+        lines = said.splitlines()
+        faults = [line for line in lines if re.search("WARNING|ERROR|Error", line)] or lines[-20:]
+        raise BookError("\n  ".join(["Jupyter Book refused the pages:", *faults[:20], f"all of it: {log}"]))
+    return made
 
 
 def _without_thebe(html: Path) -> None:

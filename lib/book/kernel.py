@@ -1,7 +1,7 @@
 """One chapter run with papermill, in a kernel of its own: `runner` starts this module as a process.
 
-The process dies with its parent, writes to a partial file, and renames it when every cell has passed. Nobody
-imports this module: it would then be loaded twice, by its name and as the program.
+The process dies with its parent, and its notebook is there when every cell has passed. Nobody imports this module:
+it would then be loaded twice, by its name and as the program.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .. import files
+from .child import end_with_parent
 from .notebooks import INJECTED, read
 
 
@@ -40,36 +42,36 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this interpreter's kernel, whatever else the user has
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(f".{os.getpid()}.partial.ipynb")
     failed = out.with_suffix(".failed.ipynb")
-    # left by a run that was killed
-    for left in out.parent.glob(f"{out.stem}.*.partial.ipynb"):
-        left.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     total = sum(cell.cell_type == "code" for cell in read(notebook).cells) + bool(given)
     done = iter(range(1, total + 1))
     started = time.monotonic()
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters=dict(given),
-            kernel_name="python3",
-            cwd=str(cwd),
-            progress_bar=False,
-            start_timeout=300,
-            on_cell_executed=lambda **_: on_cell(next(done, total), total),
-        )
+    with files.written(out) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The specified file .* does not end in")  # the partial one's name
+        try:
+            papermill.execute_notebook(
+                _literal(notebook),
+                _literal(partial),
+                parameters=dict(given),
+                kernel_name="python3",
+                language="python",  # a notebook need not say so
+                cwd=str(cwd),
+                progress_bar=False,
+                start_timeout=300,
+                on_cell_executed=lambda **_: on_cell(next(done, total), total),
+            )
+        except PapermillExecutionError:
+            os.replace(partial, failed)
+            raise
         seconds = time.monotonic() - started
         _finish(partial, {**stamp, "seconds": round(seconds, 1), "parameters": dict(given)})
-        os.replace(partial, out)
-        failed.unlink(missing_ok=True)
-        return seconds
-    except PapermillExecutionError:
-        os.replace(partial, failed)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    return seconds
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes one: it fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _finish(notebook: Path, stamp: Mapping[str, object]) -> None:
@@ -93,7 +95,7 @@ def _child() -> int:
 
     job = json.loads(sys.stdin.readline())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent(grace=3)  # the kernel, too, is to be told
 
     def say(**message: object) -> None:
         print(json.dumps(message), file=sys.__stdout__, flush=True)
@@ -114,13 +116,6 @@ def _child() -> int:
         return 130
     say(seconds=seconds)
     return 0
-
-
-def _die_with_parent() -> None:
-    """End when stdin ends: the parent holds it open, and is gone then, even by kill -9."""
-    sys.stdin.read()
-    threading.Timer(3, os._exit, [1]).start()  # the kernel, too, ends without its parent
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

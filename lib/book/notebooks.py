@@ -6,6 +6,8 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from ..settings import shown
+
 INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
 
 
@@ -14,15 +16,28 @@ class BookError(ValueError):
 
 
 def read(notebook: Path) -> Any:
-    """The notebook at `notebook` as nbformat 4; raises BookError if it is none."""
+    """The notebook at `notebook` as nbformat 4; raises BookError if it is none, or not a valid one."""
     import nbformat
 
+    faults: dict[str, Any] = {}
     try:
-        return nbformat.read(notebook, as_version=4)
-    except FileNotFoundError:
-        raise BookError(f"no notebook {notebook}") from None
-    except Exception as error:
-        raise BookError(f"{notebook} is not a notebook: {error}") from None
+        if notebook.exists() and not notebook.is_file():
+            raise ValueError("it is no file")
+        with notebook.open(encoding="utf-8") as file:
+            book = nbformat.read(file, as_version=4, capture_validation_error=faults)
+        if not faults:  # half of a surrogate pair can be read, and could not be written
+            "".join(cell.source for cell in book.cells).encode()
+    except OSError as error:
+        raise BookError(f"no notebook {notebook}: {error.strerror}") from None
+    except Exception as error:  # whatever the text makes nbformat stumble over
+        raise BookError(f"{notebook} is not a notebook: {str(error)[:200]}") from None
+    if faults:
+        why = str(faults["ValidationError"]).partition("\n")[0]
+        raise BookError(f"{notebook} is not a valid notebook: {why[:200]}")
+    ours = book.metadata.get("redbook", {})
+    if not isinstance(ours, dict):
+        raise BookError(f"{notebook}: metadata.redbook = {shown(ours)}: a mapping is needed")
+    return book
 
 
 def glued(notebook: Path) -> dict[str, Any]:

@@ -7,16 +7,23 @@ before anything runs.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import io
+import tokenize
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..settings import typed
+from ..fingerprint import plain_python
+from ..settings import of_type, shown, typed
 from .notebooks import BookError, read
 
-# What the annotation of a parameter may be made of.
-TYPES: Mapping[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)}
+# What the annotation of a parameter may be made of, besides None, `|` and `...`.
+TYPES: Mapping[str, Any] = {
+    **{kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)},
+    **{name: getattr(typing, name) for name in ("Any", "Optional", "Union")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class Parameter:
     """A line of a chapter's `parameters` cell: `n_seeds: int = 3  # classifiers per group`."""
 
     name: str
-    type: str  # int, float, bool, str, list, dict, list[int] ...; "Any" where nothing tells
+    type: str  # int, float | None, list[int] ...: as annotated, else that of the default; "Any" where nothing tells
     default: str  # as written
     help: str
 
@@ -33,16 +40,26 @@ class Parameter:
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
-    """The parameters that `notebook` declares, by name, in order."""
-    import papermill
+    """The parameters that `notebook` declares, by name, in order: what its cell tagged `parameters` sets.
 
-    read(notebook)
+    Raises BookError where that cell is no Python.
+    """
+    source = next((c.source for c in read(notebook).cells if "parameters" in c.metadata.get("tags", [])), "")
+    try:
+        source = plain_python(source)
+        lines, comments = ast.parse(source).body, _comments(source)
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as error:
+        raise BookError(f"{notebook.name}: its cell of parameters is no Python: {error}") from None
     found = {}
-    for name, entry in papermill.inspect_notebook(str(notebook)).items():
-        kind = entry["inferred_type_name"].replace(" ", "")
-        if kind == "None":
-            kind = _type_of(entry["default"])
-        found[name] = Parameter(name=name, type=kind, default=entry["default"], help=entry["help"])
+    for line in lines:
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
+            continue
+        default = ast.get_source_segment(source, line.value) or ""
+        kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else _type_of(line.value)
+        for target in line.targets if isinstance(line, ast.Assign) else [line.target]:
+            if isinstance(target, ast.Name):
+                told = comments.get(line.end_lineno or 0, "")
+                found[target.id] = Parameter(name=target.id, type=kind, default=default, help=told)
     return found
 
 
@@ -51,46 +68,72 @@ def check(notebook: Path, given: Mapping[str, object], *, where: str = "") -> di
 
         check(Path("notebooks/04_lred.ipynb"), {"n_seeds": "7"})  # {"n_seeds": 7}
 
-    given: values, or text to read them from.
-    where: what to blame in the message, such as the profile's file; empty: the notebook alone.
+    given: text to read the values from, or values.
+    where: the file that they come from, whose values are taken as they stand: there, the text "7" is no number.
     Raises BookError, naming notebook, parameter and what is allowed, for an unknown name or a wrong type.
     """
     if not given:
         return {}
-    known = declared(notebook)
+    known, read_as = declared(notebook), of_type if where else typed
     blame = f"{where}: {notebook.name}" if where else notebook.name
     allowed = "\n  ".join(map(str, known.values())) or "none: it has no parameters"
     out = {}
     for name, value in given.items():
         if name not in known:
-            raise BookError(f"{blame} has no parameter '{name}'; allowed are\n  {allowed}")
+            raise BookError(f"{blame} has no parameter {shown(name)}; allowed are\n  {allowed}")
         try:
-            out[name] = typed(value, _type_named(known[name].type))
+            out[name] = read_as(value, _type_named(known[name].type))
         except ValueError:
-            wanted = f"must be {known[name].type}, got {value!r}; allowed are\n  {allowed}"
+            wanted = f"must be {known[name].type}, got {shown(value)}; allowed are\n  {allowed}"
             raise BookError(f"{blame}: parameter '{name}' {wanted}") from None
     return out
 
 
-def _type_of(source: str) -> str:
-    """The name of the type of a literal, for a parameter without annotation."""
+def _comments(source: str) -> dict[int, str]:
+    """The comments of a source, by line."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def _type_of(node: ast.expr) -> str:
+    """The name of the type of a literal, for a parameter without annotation: "list[float]" for [0.1, 1]."""
     try:
-        value = ast.literal_eval(source)
-    except (ValueError, SyntaxError):
+        return _kind(ast.literal_eval(node))
+    except (ValueError, TypeError):
         return "Any"
-    return "Any" if value is None else type(value).__name__
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    if isinstance(value, (list, tuple)):
+        each = _common(map(_kind, value))
+        return f"{name}[{each}{', ...' if name == 'tuple' else ''}]" if each else name
+    return name if name in TYPES else "Any"
+
+
+def _common(kinds: Iterable[str]) -> str:
+    """What the kinds of a list's elements have in common; empty: nothing."""
+    found = set(kinds)
+    if found == {"int", "float"}:
+        return "float"
+    return found.pop() if len(found) == 1 else ""
 
 
 def _type_named(text: str) -> Any:
-    """The type that an annotation names, such as list[int]; Any where it is none of TYPES."""
+    """The type that an annotation names, such as list[int] or float | None; Any where it is none of TYPES."""
 
     def build(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant) and node.value in (None, ...):
+            return node.value
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return build(node.left) | build(node.right)
         if isinstance(node, ast.Subscript):
             inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            return build(node.value)[tuple(map(build, inner))]
+            kinds = tuple(map(build, inner))
+            return build(node.value)[kinds if len(kinds) > 1 else kinds[0]]
         return TYPES[node.id if isinstance(node, ast.Name) else ""]
 
     try:
         return build(ast.parse(text, mode="eval").body)
-    except (SyntaxError, KeyError, TypeError):
+    except (SyntaxError, KeyError, TypeError, IndexError):
         return Any

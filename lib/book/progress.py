@@ -28,6 +28,9 @@ class Bars(Progress):
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
+    def wait(self) -> None:
+        self.console.print("another build of this book is under way: waiting for its end")
+
     def start(self, name: str) -> None:
         self._tasks[name] = self._bars.add_task(name, total=None)
 

@@ -62,7 +62,10 @@ class Failure:
 
 
 class Progress:
-    """What a runner tells; this one is silent. Called from several threads."""
+    """What a build and its runner tell; this one is silent. Called from several threads."""
+
+    def wait(self) -> None:
+        """Another build of this book is under way, and this one waits for its end."""
 
     def start(self, name: str) -> None:
         """`name` has begun."""

@@ -30,7 +30,7 @@ from ..models import Queries, black_box
 from ..settings import allowed, choice, number
 from .base import Needs, Recorder, Run
 from .descent import BETAS, Descent, State, unit
-from .scan import L1_OF_MASK, Found, Problems, Scan, assemble
+from .scan import Found, Problems, Scan, assemble
 
 FLOOR = 1e-12  # of a probability inside the logarithm
 
@@ -69,9 +69,9 @@ def target_loss(ask: Callable[[Tensor], Tensor], stamped: Tensor, target: Tensor
 class B3D(Descent):
     """B3D with a query budget for the whole scan, which is never exceeded.
 
-    Classes that the budget cuts short are not converged. The trajectory has, by round: norm, Q (share of the
-    round's queries that arrive), cost (lambda), best (smallest kept norm so far), queries (asked so far, in all),
-    and every `record_every`-th mask.
+    Classes that the budget cuts short are not converged, and may have been reached. The trajectory has, by round:
+    norm, Q (share of the round's queries that arrive), cost (lambda), best (smallest kept norm so far), queries
+    (asked so far, in all), and every `record_every`-th mask.
     mask: "soft" gives g(theta_m), as in the paper's comparisons, "discrete" 1[g(theta_m) >= 0.5].
     """
 
@@ -182,17 +182,18 @@ class B3D(Descent):
         """The kept triggers, soft or discrete, tried on `images` (K, X, C, H, W)."""
         mask = state.mask if self.mask == "soft" else harden(state.mask)
         _, arrived = target_loss(ask, _stamp(images, mask[:, None], state.pattern[:, None]), problems.target)
-        converged = state.converged.clone()
-        converged[state.index] = False
+        arrived = arrived[:, 0]
         found = Found(
             norms=mask.sum((1, 2)),
             mask=mask,
             pattern=state.pattern,
-            success=arrived[:, 0],
-            converged=converged,
+            success=arrived,
+            # a discrete mask is another than the soft one that the search has tried
+            reached=state.reached & ((arrived >= self.pi - 1e-6) | (self.mask == "soft")),
+            converged=state.converged,
             trajectory=recorder.tensors(trigger="mask"),
         )
-        return assemble(self, problems, found, ask.cost, norm_name=L1_OF_MASK)
+        return assemble(self, problems, found, ask.cost)
 
 
 PRESETS: dict[str, B3D] = {

@@ -89,6 +89,7 @@ class Detector(Settings, ABC):
     """Frozen settings with one method, `scan`; a subclass says how in `search`, and what it `needs`."""
 
     needs: ClassVar[Needs] = Needs()
+    norm_name: ClassVar[str]  # which norm of its triggers a scan has
 
     @property
     def pairs(self) -> bool:

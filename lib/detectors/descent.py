@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..settings import Allowed, allowed, are_numbers, number, share
 from .base import Detector
+from .scan import L1_OF_MASK
 
-BETAS = Allowed(lambda value: are_numbers(value, 2, least=0, below=1), "two numbers from 0 to below 1")
+BETAS = Allowed(lambda value: are_numbers(value, 2, least=0, below=1), "a pair of numbers from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Descent(Detector):
     stall: int = number(20, least=1)
     keep_last: bool = False
     record_every: int = number(0, least=0)
+
+    norm_name = L1_OF_MASK
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +81,7 @@ class State:
         self.how, self.index, self.steps = how, torch.arange(b, device=device), 0
         self.mask, self.pattern = mask.clone(), pattern.clone()  # results, all B
         self.w_kept = torch.full((b, s), 1 / s, device=device)
-        self.converged = torch.zeros(b, dtype=torch.bool, device=device)
+        self.reached, self.converged = torch.zeros(2, b, dtype=torch.bool, device=device)
         self.rounds = torch.zeros(b, dtype=torch.long, device=device)
         self.w = self.w_kept.clone()
         self.theta = [inverse_unit(mask), inverse_unit(pattern)]
@@ -112,7 +115,6 @@ class State:
         """After a round with success shares (A,): keep smaller masks, move the costs; returns masks (A, H, W)."""
         mask, pattern = unit(self.seen[0]), unit(self.seen[1])
         norm, good = mask.sum((1, 2)), success >= self.how.pi - 1e-6
-        self.converged[self.index] |= good
         eligible = good | self.how.keep_last
         moved = norm < 0.99 * self.smallest
         if self.how.keep_last:  # a fixed cost may let a mask grow before it shrinks: any change counts
@@ -121,6 +123,7 @@ class State:
         better = (eligible & (norm < self.smallest)) | self.smallest.isinf() | self.how.keep_last
         at = self.index[better]
         self.mask[at], self.pattern[at], self.w_kept[at] = mask[better], pattern[better], self.w[better]
+        self.reached[at] = good[better]
         least = norm if self.how.keep_last else torch.minimum(norm, self.smallest)
         self.smallest = torch.where(eligible, least, self.smallest)
         if self.how.patience:
@@ -142,9 +145,11 @@ class State:
         """Let go of the problems that are done (all of them if `last`) and say how many they are."""
         self.rounds[self.index] = turn
         settled = (self.rose & self.fell) if self.how.patience else torch.ones_like(self.rose)
-        done = (self.stalled >= self.how.stall) & settled | last
+        by_itself = (self.stalled >= self.how.stall) & settled
+        done = by_itself | last
         if not done.any():
             return 0
+        self.converged[self.index] = by_itself
         stay = ~done
         self.theta, self.moments, self.seen = (
             [t[stay] for t in x] for x in (self.theta, self.moments, self.seen)

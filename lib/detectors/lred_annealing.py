@@ -13,6 +13,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ..settings import HUGE, shown
+
 Schedule = Callable[[Tensor, int], Tensor]  # Q (B,), step -> T (B,) in [0, inf]
 # w, q, mean log-posteriors (B, S), step -> new w, T
 Update = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -56,11 +58,11 @@ def schedule(name: str | float | Schedule) -> Schedule:
         numbers = [float(x) for x in text.split(",")] if text else []
     except ValueError:
         numbers = [-1.0]
-    if len(numbers) == _ARGUMENTS.get(kind) and all(x >= 0 for x in numbers):
+    if len(numbers) == _ARGUMENTS.get(kind) and all(0 <= x <= HUGE for x in numbers):
         return lambda success, step: _MAKE[kind](success, step, *numbers)
     raise ValueError(
-        f"schedule {name!r}: allowed are paper, hard, uniform, constant:T, linear:T0,steps, geometric:T0,ratio "
-        "with numbers >= 0, a number, or a callable (Q, step) -> T"
+        f"schedule = {shown(name)}: allowed are paper, hard, uniform, constant:T, linear:T0,steps, geometric:T0,ratio "
+        "with finite numbers >= 0, a number, or a callable (Q, step) -> T"
     )
 
 
@@ -71,8 +73,17 @@ _MAKE: dict[str, Callable[..., Tensor]] = {
     "uniform": lambda q, step: torch.full_like(q, math.inf),
     "constant": lambda q, step, t: torch.full_like(q, t),
     "linear": lambda q, step, t, steps: torch.full_like(q, t * max(0.0, 1 - step / max(steps, 1))),
-    "geometric": lambda q, step, t, ratio: torch.full_like(q, t * ratio**step),
+    "geometric": lambda q, step, t, ratio: torch.full_like(q, _times(t, ratio, step)),
 }
+
+
+def _times(t: float, ratio: float, step: int) -> float:
+    """t ratio^step, infinite where no tensor could hold it."""
+    try:
+        found = t * ratio**step
+    except OverflowError:
+        found = math.inf if t else 0.0
+    return found if found <= HUGE else math.inf
 
 
 def annealed(temperatures: Schedule) -> Update:

@@ -29,7 +29,7 @@ from .base import Run
 from .descent import Descent
 from .lred_annealing import Schedule, Update, annealed, schedule
 from .masks import estimate_masks
-from .scan import L1_OF_MASK, Problems, Scan, assemble
+from .scan import Problems, Scan, assemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class MaskedLRED(Descent):
         run.generator.set_state(state)  # the same start and the same batches
         found = estimate_masks(run, problems, self, weights=sought.w)
         found = replace(found, trajectory=sought.trajectory)
-        return assemble(self, problems, found, run.cost, norm_name=L1_OF_MASK)
+        return assemble(self, problems, found, run.cost)
 
     def _update(self) -> Update:
         temperatures = schedule(self.schedule)

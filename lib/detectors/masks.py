@@ -120,6 +120,7 @@ def estimate_masks(
         success=(state.w_kept * q).sum(1),
         q=q,
         w=state.w_kept,
+        reached=state.reached,
         converged=state.converged,
         steps=state.rounds,
         trajectory=recorder.tensors(trigger="mask"),

@@ -17,7 +17,7 @@ from ..settings import choice, number
 from .base import Run
 from .descent import Descent
 from .masks import Extra, estimate_masks
-from .scan import L1_OF_MASK, Found, Problems, Scan, assemble
+from .scan import Found, Problems, Scan, assemble
 
 MODES = ("all", "pairs", "halving")
 
@@ -46,7 +46,7 @@ class NeuralCleanse(Descent):
         else:
             problems = Problems.pairs(k) if self.mode == "pairs" else Problems.all_to_one(k)
             found = estimate_masks(run, problems, self, extra=self.extra())
-        return assemble(self, problems, found, run.cost, norm_name=L1_OF_MASK)
+        return assemble(self, problems, found, run.cost)
 
 
 def _halving(detector: NeuralCleanse, run: Run) -> tuple[Problems, Found]:
@@ -113,13 +113,14 @@ class LowCost(NeuralCleanse):
         chosen = torch.cat([first, rest[order[: self.others]]]).sort().values
         few = Problems(chosen, problems.sources.to(device)[chosen])
         found = estimate_masks(run, few, self, extra=self.extra())
-        norms, reached = torch.full_like(rough.norms, float("nan")), torch.zeros_like(rough.converged)
-        norms[chosen], reached[chosen] = found.norms, found.converged
+        norms, nothing = torch.full_like(rough.norms, float("nan")), torch.zeros_like(rough.converged)
+        norms[chosen] = found.norms
         merged = {name: getattr(rough, name).clone() for name in ("mask", "pattern", "success", "q", "w")}
+        merged |= {"reached": nothing, "converged": nothing.clone()}
         for name, values in merged.items():
             values[chosen] = getattr(found, name)
-        whole = replace(rough, **merged, norms=norms, converged=reached, trajectory={})
-        return assemble(self, problems, whole, run.cost, norm_name=L1_OF_MASK)
+        whole = replace(rough, **merged, norms=norms, trajectory={})
+        return assemble(self, problems, whole, run.cost)
 
 
 class _Ranking:

@@ -47,6 +47,8 @@ class Ascent(Detector):
     max_steps: int = number(10_000, least=1)
     record_every: int = number(0, least=0)
 
+    norm_name = L2_OF_PATTERN
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.delta, float):
@@ -117,6 +119,7 @@ def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Upda
         norms=v.flatten(1).norm(dim=1),
         pattern=v,
         success=success,
+        reached=(success >= how.pi - 1e-6) & (steps > 0),
         converged=converged,
         q=q,
         w=w,
@@ -156,7 +159,7 @@ class _RED(Ascent):
     def search(self, run: Run) -> Scan:
         problems = self._problems(len(run.clean))
         found = estimate_patterns(run, problems, self, update=self._update())
-        return assemble(self, problems, found, run.cost, norm_name=L2_OF_PATTERN)
+        return assemble(self, problems, found, run.cost)
 
 
 @dataclass(frozen=True, kw_only=True)

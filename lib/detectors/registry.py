@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..settings import check_names, from_text
+from ..settings import check_names, from_text, shown
 from . import b3d, b3d_ss, neural_cleanse, tabor, usb
 from .b3d import B3D
 from .b3d_ss import B3DSS
@@ -69,7 +69,7 @@ def _kind(name: str) -> type[Detector]:
         return DETECTORS[name]
     if name in PRESETS:
         return type(PRESETS[name])
-    raise ValueError(f"no detector {name!r}: allowed are {', '.join((*DETECTORS, *PRESETS))}")
+    raise ValueError(f"no detector {shown(name)}: allowed are {', '.join((*DETECTORS, *PRESETS))}")
 
 
 def _bare(name: str) -> str:

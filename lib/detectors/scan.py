@@ -8,19 +8,22 @@ taken here: verdicts are in `anomaly`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import files
 from ..models import Cost
-from ..settings import Settings, plain
+from ..settings import plain
+
+if TYPE_CHECKING:
+    from .base import Detector
 
 L1_OF_MASK, L2_OF_PATTERN = "L1 norm of the mask", "L2 norm of the pattern"
 
@@ -34,9 +37,12 @@ class Scan:
     pattern: (K, C, H, W) additive pattern v, or the replacement pattern when there is a mask.
     mask: (K, H, W) in [0, 1], or None.
     success: (K,) final share of the clean images that each trigger sends to its class.
-    converged: (K,) did the search reach its stop criterion?
+    reached: (K,) did the trigger send the share pi there when it was last tried, on the images of that step or round?
+        Where it did not, the norm is no norm of a working trigger: rules leave the class out.
+    converged: (K,) did the search end by itself, before its budget of steps, rounds or queries was spent?
     weights: (K, K) final class weights, row t for target t, zero diagonal; or None.
     pair_norms: (K, K), row = source, column = target, NaN diagonal, where each pair was a problem; or None.
+    pair_reached: (K, K) the same of `reached`, False diagonal; or None.
     trajectory: named tensors, steps first, NaN where a problem had ended.
     """
 
@@ -46,11 +52,13 @@ class Scan:
     norm_name: str
     pattern: Tensor
     success: Tensor
+    reached: Tensor
     converged: Tensor
     cost: Cost
     mask: Tensor | None = None
     weights: Tensor | None = None
     pair_norms: Tensor | None = None
+    pair_reached: Tensor | None = None
     trajectory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -73,16 +81,13 @@ class Scan:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file with the settings as JSON inside; written whole or not at all."""
-        path = Path(path)
         tensors = {k: getattr(self, k) for k in _TENSORS if getattr(self, k) is not None}
         tensors |= {f"trajectory/{k}": v for k, v in self.trajectory.items()}
         words = {k: getattr(self, k) for k in ("detector", "settings", "norm_name")}
         words |= {"cost": asdict(self.cost)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(whole, partial, {"scan": json.dumps(words)})
-        os.replace(partial, path)
+        with files.written(path) as partial:
+            save_file(whole, partial, {"scan": json.dumps(words)})
 
     @classmethod
     def load(cls, path: str | Path) -> Scan:
@@ -98,7 +103,8 @@ class Scan:
             raise ValueError(f"{path} is not a saved scan: {e}") from e
 
 
-_TENSORS = ("norms", "pattern", "success", "converged", "mask", "weights", "pair_norms")
+_OF_CLASSES = ("norms", "pattern", "success", "reached", "converged", "mask", "weights")
+_TENSORS = (*_OF_CLASSES, "pair_norms", "pair_reached")
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,9 @@ class Found:
     norms: (B,) size of the trigger.
     pattern: (B, C, H, W); mask: (B, H, W) or None.
     success: (B,) share of the clean images that it sends to the target, weighted by w.
+    reached: (B,) was that share pi or more when the trigger was last tried, on the images of that step or round?
     q, w: (B, S) that share and the weight of each source class; None where the method has none.
-    converged: (B,) did it reach its stop criterion?
+    converged: (B,) did the search end by itself, before its budget was spent?
     steps: (B,) steps or rounds that it took.
     trajectory: named tensors (steps, B, ...), NaN where a problem had ended.
     """
@@ -140,6 +147,7 @@ class Found:
     norms: Tensor
     pattern: Tensor
     success: Tensor
+    reached: Tensor
     converged: Tensor
     mask: Tensor | None = None
     q: Tensor | None = None
@@ -161,15 +169,17 @@ class Found:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
 
-def assemble(detector: Settings, problems: Problems, found: Found, cost: Cost, *, norm_name: str) -> Scan:
+def assemble(detector: Detector, problems: Problems, found: Found, cost: Cost) -> Scan:
     """A Scan with a row per class; of several problems with one target, the one with the smallest norm."""
     k, rows = int(problems.target.max()) + 1, torch.arange(int(problems.target.max()) + 1)
     target, sources, norms = problems.target.cpu(), problems.sources.cpu(), found.norms.cpu()
-    best, pair_norms, weights = rows, None, None
+    best, pair_norms, pair_reached, weights = rows, None, None, None
     if len(target) > k:
         best = torch.stack([torch.where(target == t, norms, torch.inf).argmin() for t in range(k)])
         pair_norms = torch.full((k, k), float("nan"))
         pair_norms[sources[:, 0], target] = norms
+        pair_reached = torch.zeros(k, k, dtype=torch.bool)
+        pair_reached[sources[:, 0], target] = found.reached.cpu()
     if found.w is not None:
         weights = torch.zeros(k, k)
         weights[rows[:, None], sources[best]] = found.w.cpu()[best]
@@ -177,13 +187,15 @@ def assemble(detector: Settings, problems: Problems, found: Found, cost: Cost, *
         detector=type(detector).__name__,
         settings=plain(detector),
         norms=norms[best],
-        norm_name=norm_name,
+        norm_name=detector.norm_name,
         pattern=found.pattern.cpu()[best],
         mask=None if found.mask is None else found.mask.cpu()[best],
         success=found.success.cpu()[best],
+        reached=found.reached.cpu()[best],
         converged=found.converged.cpu()[best],
         weights=weights,
         pair_norms=pair_norms,
+        pair_reached=pair_reached,
         trajectory=found.trajectory,
         cost=cost,
     )

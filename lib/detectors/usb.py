@@ -26,7 +26,7 @@ from ..settings import number, share
 from .base import Run
 from .descent import Descent
 from .masks import Extra, Step, estimate_masks
-from .scan import L1_OF_MASK, Problems, Scan, assemble
+from .scan import Problems, Scan, assemble
 from .uap import Walk, universal_perturbations
 
 
@@ -60,7 +60,7 @@ class USB(Walk, Descent):
         start = raised(*split(v), self.floor)
         found = estimate_masks(run, problems, how, start=start, extra=self.likeness(clean))
         found.trajectory["uap"] = v[None].cpu()
-        return assemble(self, problems, found, run.cost, norm_name=L1_OF_MASK)
+        return assemble(self, problems, found, run.cost)
 
     def refinement(self, pixels: int) -> USB:
         """These settings with |m| weighted as a mean over this many pixels."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -22,11 +24,11 @@ def here(tasks: Iterable[Task], one: One) -> Done:
 
 
 def processes(tasks: Iterable[Task], one: One, *, workers: int) -> Done:
-    """So many at once, each in a process with one thread; `one` must be picklable."""
+    """So many at once, each in a process with one thread, which ends with this one; `one` must be picklable."""
     import multiprocessing
 
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_single_thread) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=_begin) as pool:
         futures = {pool.submit(one, task): task for task in tasks}
         try:
             for future in as_completed(futures):
@@ -39,7 +41,18 @@ def processes(tasks: Iterable[Task], one: One, *, workers: int) -> Done:
             raise
 
 
-def _single_thread() -> None:
+def _begin() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End when the parent has, even by kill -9: a pool's worker would wait for its next task for ever."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)

@@ -1,104 +1,242 @@
-"""Grid files: YAML that names classifiers, detectors and attacks, read into tasks before anything runs."""
+"""Grid files: YAML that names classifiers, detectors and attacks, read into tasks before anything runs.
+
+A grid of scans has two fields, lists of ClassifierEntry and of DetectorEntry, and every classifier meets every
+detector. A grid of attacks has one, `attacks`, a list of AttackEntry.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from .. import attacks, models
+import torch
+from torch import Tensor
+
+from .. import attacks, models, train
+from ..attacks.base import Attack
+from ..attacks.groups import NO_ATTACK
 from ..classifier import Spec
-from ..detectors import named
-from .tasks import ScanTask, Task, of_gallery
+from ..detectors import Detector, named
+from ..settings import Allowed, Interval, Settings, allowed, choice, from_values, number, shown
+from ..yaml_files import read_mapping
+from .tasks import AttackTask, ScanTask, Task, of_gallery
+
+MOST = 20_000  # rows of one grid
+FROM_0 = Interval(0, low_open=False)
 
 
 class GridError(ValueError):
     """A grid file that cannot be run; the message names the field, the value and what is allowed."""
 
 
-_CLASSIFIER = {"dataset", "network", "recipe", "groups", "seeds", "classes", "n_train"}
-_DETECTOR = {"name", "n", "settings"}
-_ATTACKS = {"dataset", "network", "recipe", "classes", "n_train", "target", "seeds", "names"}
+def _several(least: int, words: str, each: Callable[[Any], bool]) -> Allowed:
+    """So many different values, or more."""
+    return Allowed(lambda v: len(v) >= least and len(set(v)) == len(v) and all(map(each, v)), words)
+
+
+NAMES = _several(1, "a list of one or more different names", bool)
+CLASSES = _several(2, "a list of two or more different whole numbers from 0", FROM_0.holds)
+LISTED = _several(1, "a list of different ones from 0", FROM_0.holds)
+SEEDS = Allowed(
+    lambda v: 1 <= v <= MOST if isinstance(v, int) else LISTED.holds(v),
+    f"a number of seeds from 1 to {MOST:,}, or {LISTED.words}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Settings):
+    """What an entry of a grid says of classifiers: their data, network, recipe; `seeds` is a list, or N for 0 … N-1."""
+
+    dataset: str = allowed("digits", Allowed(bool, "a name"))
+    network: str = choice("small", tuple(models.NETWORKS))
+    recipe: str = choice("smoke", tuple(train.RECIPES))
+    classes: tuple[int, ...] = allowed(None, CLASSES)  # left out: all
+    n_train: int = number(None, least=2)  # left out: all
+    seeds: int | tuple[int, ...] = allowed(1, SEEDS)
+
+    error: ClassVar[type[ValueError]] = GridError
+
+    @property
+    def each(self) -> Sequence[int]:
+        """The seeds."""
+        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def spec(self) -> Spec:
+        """Such a classifier, clean, of seed 0."""
+        names = ("dataset", "network", "recipe", "classes", "n_train")
+        return Spec(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierEntry(Entry):
+    """Classifiers of some attack groups (see `attacks.group`), each trained with every seed."""
+
+    groups: tuple[str, ...] = allowed((NO_ATTACK,), NAMES)
+
+    def specs(self) -> Iterator[tuple[Spec, str]]:
+        """Every classifier with its group."""
+        for seed in self.each:
+            for group in self.groups:
+                attack = attacks.group(group, self.dataset, seed=seed)
+                yield replace(self.spec, attack=attack, seed=seed), group
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorEntry(Settings):
+    """A detector or a preset with n clean images per class: 8 where it needs any and n is left out."""
+
+    name: str  # in the register of detectors as it is when the grid is read
+    n: int = number(None, least=1)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    error: ClassVar[type[ValueError]] = GridError
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "settings", from_values(type(named(self.name)), self.settings))
+        if self.n is not None and not self.how.needs.images:
+            raise GridError(f"n = {self.n}: {self.name} needs no clean images, leave n out")
+
+    @property
+    def how(self) -> Detector:
+        """The detector."""
+        return named(self.name, **self.settings)
+
+    @property
+    def images(self) -> int:
+        """Clean images per class."""
+        return (8 if self.n is None else self.n) if self.how.needs.images else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackEntry(Entry):
+    """Attacks of the gallery (names left out: all of it) towards one target."""
+
+    names: tuple[str, ...] = allowed(None, NAMES)
+    target: int = number(1, least=0)
+
+    def tasks(self) -> list[AttackTask]:
+        """One for every seed and name."""
+        return of_gallery(self.spec, names=self.names, seeds=self.each, target=self.target)
 
 
 def read_grid(path: str | Path) -> list[Task]:
     """The tasks of a YAML grid, of either kind.
 
-    A grid of scans has two fields. classifiers: a list of {dataset, network, recipe, groups, seeds, classes?,
-    n_train?}; detectors: a list of {name, n, settings?}; every classifier meets every detector. A grid of attacks
-    has one. attacks: a list of {dataset, network, recipe, classes?, n_train?, target?, seeds?, names?}. `seeds` is
-    a list, or a number N for 0 … N-1.
-    Raises GridError for anything that it does not understand, before anything runs.
+    Raises GridError, naming the file, the entry, the field, the value and what is allowed, for anything that it does
+    not understand. Image sets are not looked at: that is `check_images`.
     """
-    grid = _read(path)
-    return list(_attack_tasks(grid) if "attacks" in grid else _scan_tasks(grid))
+    grid = read_mapping(path, error=GridError)
+    with _at(path):
+        if set(grid) == {"attacks"}:
+            return _attack_tasks(grid)
+        if set(grid) == {"classifiers", "detectors"}:
+            return _scan_tasks(grid)
+        raise GridError(
+            f"fields {shown(list(grid))}: classifiers and detectors, or attacks alone, are needed"
+        )
 
 
-def _scan_tasks(grid: dict[str, Any]) -> Iterator[Task]:
-    blocks = [_known(block, _CLASSIFIER, "classifiers") for block in grid["classifiers"]]
-    specs = [pair for block in blocks for pair in _specs(block)]
-    chosen = [_known(block, _DETECTOR, "detectors") for block in grid["detectors"]]
-    for (spec, group), block in itertools.product(specs, chosen):
-        settings = block.get("settings", {})
-        try:
-            needed = named(block["name"], **settings).needs.images
-        except (KeyError, ValueError, TypeError) as e:
-            raise GridError(f"detector {block}: {e}") from e
-        n = block.get("n", 8 if needed else 0)
-        if n and not needed:
-            raise GridError(f"n = {n!r} of detector {block['name']}: it needs no clean images, leave n out")
-        if needed and (not isinstance(n, int) or n < 1):
-            whole = "a whole number of images per class, 1 or more, is needed"
-            raise GridError(f"n = {n!r} of detector {block['name']}: {whole}")
-        as_pairs = tuple(sorted(settings.items()))
-        yield ScanTask(spec=spec, group=group, detector=block["name"], n=n, settings=as_pairs)
+def _scan_tasks(grid: dict[str, Any]) -> list[Task]:
+    made: dict[str, tuple[Spec, str]] = {}
+    for place, classifiers in _entries(grid, "classifiers", ClassifierEntry):
+        with _at(place):
+            for spec, group in classifiers.specs():
+                _add(made, (spec, group), repr((spec, group)), f"{group} with seed {spec.seed}")
+    chosen: dict[str, DetectorEntry] = {}
+    for place, detector in _entries(grid, "detectors", DetectorEntry):
+        with _at(place):
+            key = repr((detector.name, detector.images, detector.how))
+            _add(chosen, detector, key, f"{detector.name} with this n and these settings")
+    if len(made) * len(chosen) > MOST:
+        raise GridError(
+            f"{len(made):,} classifiers x {len(chosen):,} detectors: at most {MOST:,} rows are allowed"
+        )
+    return [
+        ScanTask(
+            spec=spec,
+            group=group,
+            detector=detector.name,
+            n=detector.images,
+            settings=tuple(sorted(detector.settings.items())),
+        )
+        for spec, group in made.values()
+        for detector in chosen.values()
+    ]
 
 
-def _attack_tasks(grid: dict[str, Any]) -> Iterator[Task]:
-    for block in grid["attacks"]:
-        block, seeds = _known(block, _ATTACKS, "attacks"), block.get("seeds", 1)
-        [(spec, _)] = _specs({k: v for k, v in block.items() if k in _CLASSIFIER} | {"seeds": 1})
-        try:
-            which = {"names": block.get("names"), "target": block.get("target", 1)}
-            yield from of_gallery(spec, seeds=range(seeds) if isinstance(seeds, int) else seeds, **which)
-        except ValueError as e:
-            raise GridError(f"attacks entry {block}: {e}") from e
+def _attack_tasks(grid: dict[str, Any]) -> list[Task]:
+    tasks: dict[str, Task] = {}
+    for place, block in _entries(grid, "attacks", AttackEntry):
+        with _at(place):
+            for task in block.tasks():
+                _add(tasks, task, repr(task), f"{task.name} with seed {task.spec.seed}")
+    return list(tasks.values())
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    import yaml
+T = TypeVar("T")
+E = TypeVar("E", bound=Settings)
 
+
+def _entries(grid: dict[str, Any], name: str, kind: type[E]) -> Iterator[tuple[str, E]]:
+    """Where each entry of a list stands, and what it says."""
+    listed = grid[name]
+    if not isinstance(listed, list) or not listed:
+        raise GridError(f"{name} = {shown(listed)}: a list of one or more entries is needed")
+    for i, given in enumerate(listed, 1):
+        place = f"entry {i} of {name}"
+        if not isinstance(given, dict):
+            raise GridError(f"{place} = {shown(given)}: a mapping of fields is needed")
+        with _at(place):
+            entry = kind(**from_values(kind, given, word="field"))
+        yield place, entry
+
+
+def _add(known: dict[str, T], one: T, key: str, words: str) -> None:
+    if key in known:
+        raise GridError(f"{words} stands in the grid before, too")
+    if len(known) == MOST:
+        raise GridError(f"more than {MOST:,} rows")
+    known[key] = one
+
+
+@contextmanager
+def _at(place: object) -> Iterator[None]:
+    """What is refused inside is refused as standing there."""
     try:
-        grid = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as e:
-        raise GridError(f"grid {path} cannot be read: {e}") from e
-    if not isinstance(grid, dict) or set(grid) not in ({"classifiers", "detectors"}, {"attacks"}):
-        raise GridError(f"grid {path} needs exactly the fields classifiers and detectors, or attacks alone")
-    return grid
+        yield
+    except ValueError as error:
+        raise GridError(f"{place}: {error}") from None
 
 
-def _known(block: Any, allowed: set[str], where: str) -> dict[str, Any]:
-    if not isinstance(block, dict) or set(block) - allowed:
-        raise GridError(f"{where} entry {block!r}: allowed fields are {', '.join(sorted(allowed))}")
-    return block
+def check_images(tasks: Iterable[Task]) -> None:
+    """Raise GridError for the first task that this machine's image sets cannot serve, as far as can be seen at once.
 
-
-def _specs(block: dict[str, Any]) -> Iterator[tuple[Spec, str]]:
-    base = {"dataset": "digits", "network": "small", "recipe": "smoke"} | {
-        k: v for k, v in block.items() if k in Spec.__annotations__
-    }
-    if base["network"] not in models.NETWORKS:
-        raise GridError(f"network {base['network']!r}: allowed are {', '.join(models.NETWORKS)}")
-    seeds = block.get("seeds", 1)
-    if isinstance(seeds, int):
-        seeds = range(seeds)
-    for seed, group in itertools.product(seeds, block.get("groups", ["C-0"])):
-        try:
-            attack = attacks.group(group, base["dataset"], seed=seed)
-            spec = Spec(**base, attack=attack, seed=seed)
-            spec.describe()  # an unknown recipe is an error of the grid
-        except (ValueError, TypeError) as e:
-            raise GridError(f"classifiers entry {block!r}: {e}") from e
-        yield (replace(spec, classes=tuple(spec.classes)) if spec.classes is not None else spec), group
+    Such as a set that is missing, a class or an attack's target that it does not have, too few images of a class.
+    """
+    sets: dict[str, tuple[int, Tensor, Tensor, Tensor]] = {}
+    for task in tasks:
+        with _at(str(task)[:120]):
+            key = repr(replace(task.spec, attack=None, seed=0))
+            if key not in sets:
+                found = task.spec.load_data()
+                sets[key] = (
+                    found.n_classes,
+                    found.test_images[:1].clone(),
+                    found.train_labels,
+                    found.test_labels,
+                )
+            k, image, train_labels, test_labels = sets[key]
+            attack = task.attacked.attack if isinstance(task, AttackTask) else task.spec.attack
+            for part in attack.parts if attack else ():
+                part.source_classes(k)
+                if type(part).train is Attack.train:  # it poisons, and does nothing else
+                    part.choose(train_labels, torch.Generator())
+                    part.embed(image)
+            least = int(torch.bincount(test_labels, minlength=k).min())
+            if isinstance(task, ScanTask) and task.n > least:
+                raise GridError(f"n = {task.n}: the smallest class has {least} test images")

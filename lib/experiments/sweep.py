@@ -6,7 +6,6 @@ moment is continued by the same command: rows that exist are not computed again,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from .. import zoo
+from .. import files
 from . import executors
+from .grids import check_images
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -34,6 +34,25 @@ def table_of(
     return pd.DataFrame([task.run(device=device, zoo_folder=zoo_folder) for task in tasks])
 
 
+def rows_of(path: str | Path) -> pd.DataFrame:
+    """The rows of a table that a sweep has written, none where there is no file.
+
+    Raises ValueError, naming the file, where it holds anything else.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.exists():
+        return pd.DataFrame({"key": []})
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no table of a sweep: {str(error)[:200]}") from None
+    if "key" not in table or not all(isinstance(key, str) for key in table["key"]):
+        raise ValueError(f"{path} is no table of a sweep: it has no column `key` of texts")
+    return table
+
+
 def run(
     tasks: Iterable[Task],
     out: str | Path,
@@ -46,16 +65,15 @@ def run(
     """Run every task that the table `out` does not hold yet; returns (and writes to `out`) the whole table.
 
     Rows land one by one in `<out>.rows/`, so an interrupted sweep resumes, and two sweeps may share a table.
-    A task that fails is named at the end in a RuntimeError, after all others have run.
+    A task that the image sets cannot serve is refused before any runs (see `grids.check_images`); one that fails is
+    named at the end in a RuntimeError, after all others have run.
     """
-    import pandas as pd
-
     tasks, out = list(tasks), Path(out)
     rows = out.with_name(out.name + ".rows")
-    rows.mkdir(parents=True, exist_ok=True)
-    kept = pd.read_parquet(out) if out.exists() else pd.DataFrame({"key": []})
-    have = set(kept["key"]) | {p.stem for p in rows.glob("*.parquet")}
+    have = set(rows_of(out)["key"]) | {p.stem for p in rows.glob("*.parquet")}
     todo = [t for t in tasks if t.key not in have]
+    check_images(todo)
+    rows.mkdir(parents=True, exist_ok=True)
     # One classifier's tasks stand together, so two workers seldom wait for the same training.
     todo.sort(key=lambda t: (t.spec.seed, getattr(t, "group", "")))
     one = partial(_one, rows=rows, device=device, zoo_folder=zoo_folder)
@@ -80,9 +98,8 @@ def _one(task: Task, rows: Path, device: str, zoo_folder: str | Path | None) -> 
     if (rows / f"{task.key}.parquet").exists():  # another process has been here since this one began
         return
     row = pd.DataFrame([task.run(device=device, zoo_folder=zoo_folder)])
-    partial_ = rows / f"{task.key}.{os.getpid()}.partial"
-    row.to_parquet(partial_)
-    os.replace(partial_, rows / f"{task.key}.parquet")
+    with files.written(rows / f"{task.key}.parquet") as whole:
+        row.to_parquet(whole)
 
 
 def _compact(rows: Path, out: Path, keys: Sequence[str]) -> pd.DataFrame:
@@ -92,9 +109,9 @@ def _compact(rows: Path, out: Path, keys: Sequence[str]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    with zoo.alone(rows / "lock"):
-        files = sorted(rows.glob("*.parquet"))
-        parts = [pd.read_parquet(p) for p in ([out] if out.exists() else []) + files]
+    with files.alone(rows / "lock"):
+        single = sorted(rows.glob("*.parquet"))
+        parts = [rows_of(p) for p in ([out] if out.exists() else []) + single]
         if not parts:
             return pd.DataFrame({"key": []})
         table = pd.concat(parts, ignore_index=True).drop_duplicates("key")
@@ -102,10 +119,9 @@ def _compact(rows: Path, out: Path, keys: Sequence[str]) -> pd.DataFrame:
         table = table.assign(place=table["key"].map(place).fillna(len(place)))
         columns = [name for name in ORDER if name in table]
         table = table.sort_values([*columns, "place", "key"], ignore_index=True).drop(columns="place")
-        if files:
-            whole = out.with_name(out.name + ".partial")
-            table.to_parquet(whole)
-            os.replace(whole, out)
-        for p in files:
+        if single:
+            with files.written(out) as whole:
+                table.to_parquet(whole)
+        for p in single:
             p.unlink()
     return table

@@ -1,17 +1,20 @@
 """Reading a sweep's table: right verdicts, rates with their denominators, paired comparisons.
 
-A rule is any of `anomaly.RULES`, or PAPER: the Gamma test as the L-RED papers put it, over all pairs for the method
+Rows hold findings; what a rule says of them is worked out here, when a table is read, so that a new rule needs no new
+scan. A rule is any of `anomaly.RULES`, or PAPER: the Gamma test as the L-RED papers put it, over all pairs for the method
 that solves a problem for each pair, over the classes for all others.
 """
 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import metrics
+from .. import anomaly, metrics
+from ..anomaly import Norms, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,17 +23,84 @@ PAPER = "paper"
 
 
 def verdicts(table: pd.DataFrame, rule: str, what: str = "case") -> pd.Series:
-    """What a rule said of every row: `case` (I to IV of B3D), `flags` (classes), or `score`.
+    """What a rule says of every row: `case`, `flags` (classes), `score`, or `outcome` (see `anomaly.Verdict`).
 
-    Empty where the rule could not judge.
+    A case is one of I to IV of B3D, or "inconclusive" where nothing is flagged and classes had to be left out.
+    Empty where the rule cannot judge: pairs that a detector does not look at, too few classes.
     """
-    if rule != PAPER:
-        return table[f"{rule.replace('-', '_')}_{what}"]
-    return verdicts(table, "gamma-pairs", what).where(_of_pairs(table), verdicts(table, "gamma", what))
+    import pandas as pd
+
+    columns = [table[name] if name in table else [None] * len(table) for name in _READ]
+    rows = (tuple(map(_there, row)) for row in zip(*columns, strict=True))
+    found = [_said(what, _judged(row, rule), row[-1]) for row in rows]
+    return pd.Series(found, index=table.index, dtype=float if what == "score" else object)
 
 
-def _of_pairs(table: pd.DataFrame) -> pd.Series:
-    return (table["detector"] == "p-red") & table["gamma_pairs_case"].notna()
+_READ = (
+    "detector",
+    "norms",
+    "reached",
+    "pair_norms",
+    "pair_reached",
+    "gamma_pairs_score",
+    "gamma_pairs_flags",
+    "target",
+)
+
+
+def _there(value: Any) -> Any:
+    """The value; None for the NaN that pandas puts where a row of another table lacks a column."""
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _judged(row: tuple[Any, ...], rule: str) -> Verdict | None:
+    """The verdict on a row of the columns _READ; None where the rule cannot judge."""
+    detector, norms, reached, pair_norms, pair_reached, score, flags, _ = row
+    k = len(norms)
+    if rule == PAPER:
+        of_pairs = detector == "p-red" and k >= anomaly.RULES["gamma-pairs"].least
+        rule = "gamma-pairs" if of_pairs else "gamma"
+    how = anomaly.RULES.get(rule)
+    if how and k < how.least:
+        return None
+    if how and how.judges == "pairs" and pair_norms is None:
+        return _recorded(score, flags) if how.name == "gamma-pairs" else None
+    return _verdict(rule, how, *map(_frozen, (norms, reached, pair_norms, pair_reached)))
+
+
+def _recorded(score: float | None, flags: Any) -> Verdict | None:
+    """What older rows say of pairs: they hold the verdict, and no norms of pairs to judge anew."""
+    if score is None:
+        return None
+    targets = tuple(int(t) for t in flags)
+    nan = float("nan")
+    return Verdict(
+        "gamma-pairs", bool(targets), targets, targets[0] if targets else -1, float(score), nan, nan
+    )
+
+
+@lru_cache(maxsize=8192)
+def _verdict(rule: str, how: anomaly.Rule | None, norms: Any, *more: Any) -> Verdict:
+    """Kept as long as the name stands for the same rule."""
+    rest = (None if values is None else np.asarray(values) for values in more)
+    return anomaly.judge(Norms(np.asarray(norms), *rest), rule)
+
+
+def _frozen(values: Any) -> Any:
+    """A list, or a list of lists, as tuples."""
+    if values is None:
+        return None
+    return tuple(_frozen(v) if isinstance(v, (list, tuple, np.ndarray)) else v for v in values)
+
+
+def _said(what: str, verdict: Verdict | None, target: float | None) -> Any:
+    if verdict is None:
+        return None
+    if what == "flags":
+        return list(verdict.targets)
+    if what == "case":
+        return metrics.case_of(verdict, None if target is None else int(target))
+    return getattr(verdict, what)
 
 
 def right(table: pd.DataFrame, rule: str = PAPER) -> pd.Series:
@@ -56,6 +126,16 @@ def detection_rates(table: pd.DataFrame, rule: str = PAPER) -> dict[str, dict[st
     }
 
 
+def target_weights(row: pd.Series) -> np.ndarray:
+    """(K,) the weights that the search towards the true target has given to the source classes.
+
+    Of a row whose detector weighs them and whose classifier is attacked.
+    """
+    if _there(row.get("weights")) is None:  # older rows hold these alone
+        return np.asarray(row["target_weights"], float)
+    return np.asarray(row["weights"][int(row["target"])], float)
+
+
 def standing(table: pd.DataFrame) -> pd.Series:
     """The target's norm over the median of the other classes': 1 is nothing special. NaN on clean classifiers."""
 
@@ -71,14 +151,19 @@ def standing(table: pd.DataFrame) -> pd.Series:
 
 
 def paired(table: pd.DataFrame, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Classifiers scanned with these settings, and the same with the defaults, aligned row by row."""
+    """Classifiers scanned with these settings, and the same scanned with others, aligned row by row.
+
+    Raises ValueError where a classifier was scanned in more than one other way.
+    """
     have = table["settings"].map(lambda text: settings.items() <= json.loads(text).items())
-    index = ["dataset", "group", "seed"]
-    chosen, default = (
-        t.set_index(index).sort_index() for t in (table[have], table[table["settings"] == "{}"])
-    )
-    both = chosen.index.intersection(default.index)
-    return chosen.loc[both].reset_index(), default.loc[both].reset_index()
+    index = ["dataset", "group", "seed", "detector", "n"]
+    chosen, others = (t.set_index(index).sort_index() for t in (table[have], table[~have]))
+    if not (chosen.index.is_unique and others.index.is_unique):
+        raise ValueError(
+            f"settings {settings}: a classifier was scanned more than once with these, or without them"
+        )
+    both = chosen.index.intersection(others.index)
+    return chosen.loc[both].reset_index(), others.loc[both].reset_index()
 
 
 def works(table: pd.DataFrame) -> pd.Series:

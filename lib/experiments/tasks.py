@@ -1,8 +1,9 @@
 """One row to be: a classifier and a detector, or a classifier alone with what its attack does.
 
-A task is plain settings. Its `key` is a hash of them and names its row; `run` trains (or fetches) the classifier
-and returns the row, flat and tidy, with where it comes from. Rows hold raw statistics beside every rule's
-verdict, never a decision alone.
+A task is plain settings. Its `key` is a hash of them, defaults included, and names its row; its `code` is the print
+of the code that makes the row, and stands in it as a column, so that an edit makes a row old and not lost. `run`
+trains (or fetches) the classifier and returns the row, flat and tidy, with where it comes from. Rows hold raw
+findings and no verdict: rules judge them when a table is read (`tables.verdicts`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from .. import anomaly, attacks, fingerprint, metrics, zoo
+from .. import attacks, fingerprint, metrics, models, zoo
 from ..attacks import AttackError, InputAware
 from ..attacks.base import Attack, SingleAttack
-from ..classifier import Classifier, Spec
-from ..detectors import Scan, named
-from ..settings import check_names
+from ..classifier import Classifier, Spec, scanning_code, training_code
+from ..detectors import Detector, Scan, named
+from ..settings import check_names, plain, shown
+
+LOOK = 8  # images per class for what a row says of a trigger, where the detector itself needs none
 
 
 class Task(Protocol):
@@ -32,10 +37,21 @@ class Task(Protocol):
 
     @property
     def key(self) -> str:
-        """Hash of everything in the task; names the row."""
+        """Hash of every setting, defaults included; names the row."""
+
+    @property
+    def code(self) -> str:
+        """Print of the code that makes the row: network, attack, training, detector; no rule, nothing of this room."""
+
+    @property
+    def stratum(self) -> str:
+        """What rows are checked together: detector and data set, or attack and data set."""
 
     def run(self, *, device: str = "cpu", zoo_folder: str | Path | None = None) -> dict[str, Any]:
         """The row."""
+
+    def figures(self, row: dict[str, Any]) -> Any:
+        """Of a row, the numbers that another run of this task must give again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +64,53 @@ class ScanTask:
     n: int
     settings: tuple[tuple[str, Any], ...] = ()
 
-    @property
+    @cached_property
+    def how(self) -> Detector:
+        """The detector itself. Raises ValueError for a setting that cannot be written down, such as a function."""
+        for name, value in self.settings:
+            if callable(value):
+                raise ValueError(
+                    f"{name} = {value!r} of {self.detector}: a row needs a setting that has a name"
+                )
+        return named(self.detector, **dict(self.settings))
+
+    @cached_property
     def key(self) -> str:
-        """Hash of everything in the task; names the row."""
-        return _key([self.spec.describe(), self.group, self.detector, self.n, self.settings])
+        return _key([self.spec.describe(), self.group, self.detector, self.n, plain(self.how)])
+
+    @cached_property
+    def code(self) -> str:
+        return _key([training_code(self.spec), scanning_code(self.how), _reading_code()])
+
+    @property
+    def stratum(self) -> str:
+        return f"{self.detector} on {self.spec.dataset}"
 
     def __str__(self) -> str:
         return f"{self.detector} on {self.spec.dataset} {self.group} seed {self.spec.seed}"
 
     def run(self, *, device: str = "cpu", zoo_folder: str | Path | None = None) -> dict[str, Any]:
-        """Train (or fetch) the classifier, scan it, and judge the scan with every rule that can."""
+        """Train (or fetch) the classifier, scan it, and write down what was found."""
         classifier = zoo.get(self.spec, zoo=zoo_folder, device=device)
-        scan = classifier.scan(named(self.detector, **dict(self.settings)), self.n)
-        attack, target = self.spec.attack, _first_target(self.spec.attack)
-        row = _of_classifier(self.key, classifier) | {
+        scan = classifier.scan(self.how, self.n)
+        attack = self.spec.attack
+        row = _of_classifier(self, classifier) | {
             "group": self.group,
             "attack": json.dumps(attacks.describe(attack)),
-            "target": target,
+            "target": attack.parts[0].target if attack else None,
             "n_sources": len(attack.parts[0].source_classes(scan.n_classes)) if attack else 0,
             "detector": self.detector,
             "n": self.n,
-            "settings": json.dumps(dict(self.settings)),
+            "settings": json.dumps(plain(self.how)),
             "cta": classifier.metrics["cta"],
             "asr": classifier.metrics.get("asr"),
             "collateral": classifier.metrics.get("collateral"),
-            "zoo_key": classifier.name,
         }
-        return row | _findings(scan, target) | fingerprint.provenance(device)
+        images = classifier.clean(self.n or LOOK)
+        return row | _findings(scan) | _of_triggers(classifier, scan, images) | fingerprint.provenance(device)
+
+    def figures(self, row: dict[str, Any]) -> Any:
+        return [float(x) for x in row["norms"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +127,24 @@ class AttackTask:
     target: int = 1
     varied: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def attacked(self) -> Spec:
+        """The classifier with the attack. Raises DataError where a gallery's attack needs images that are not here."""
+        return replace(self.spec, attack=self.spec.attack or self._from_gallery())
+
+    @cached_property
     def key(self) -> str:
-        """Hash of everything in the task; names the row."""
-        return _key([self.spec.describe(), self.name, self.target, self.varied])
+        return _key([self.attacked.describe(), self.name, self.varied])
+
+    @cached_property
+    def code(self) -> str:
+        return _key(
+            [training_code(self.attacked), training_code(self.spec), zoo.metrics_code(), _reading_code()]
+        )
+
+    @property
+    def stratum(self) -> str:
+        return f"{self.name} on {self.spec.dataset}"
 
     def __str__(self) -> str:
         return f"{self.name} on {self.spec.dataset} seed {self.spec.seed}"
@@ -104,22 +154,26 @@ class AttackTask:
 
         `cross_trigger` is, for input-aware attacks, the accuracy on images with another image's trigger.
         """
-        attack = self.spec.attack or self._from_gallery()
-        classifier = zoo.get(self.spec, attack=attack, zoo=zoo_folder, device=device)
+        attack = self.attacked.attack
+        classifier = zoo.get(self.attacked, zoo=zoo_folder, device=device)
         clean = zoo.get(self.spec, attack=None, zoo=zoo_folder, device=device)
-        found, clean_cta = classifier.metrics, clean.metrics["cta"]
-        row = _of_classifier(self.key, classifier) | {
+        found = classifier.metrics
+        row = _of_classifier(self, classifier) | {
             "attack": self.name,
+            "settings": json.dumps(attacks.describe(attack)),
             **{name: getattr(attack, name) for name in self.varied},
             "asr": found["asr"],
             "cta": found["cta"],
-            "clean_cta": clean_cta,
+            "clean_cta": clean.metrics["cta"],
             "collateral": found["collateral"],
             "cross_trigger": _cross_trigger(classifier),
             "norm": _norm(classifier),
             "seconds": classifier.record["provenance"]["seconds"],
         }
         return row | fingerprint.provenance(device)
+
+    def figures(self, row: dict[str, Any]) -> Any:
+        return [float(row[name]) for name in ("asr", "cta", "clean_cta", "norm")]
 
     def _from_gallery(self) -> Attack:
         images = self.spec.load_data()
@@ -138,7 +192,7 @@ def of_gallery(
     known = attacks.gallery((3, 32, 32))
     chosen = list(known) if names is None else list(names)
     if unknown := [name for name in chosen if name not in known]:
-        raise AttackError(f"no attack {unknown[0]!r} in the gallery: allowed are {', '.join(known)}")
+        raise AttackError(f"no attack {shown(unknown[0])} in the gallery: allowed are {', '.join(known)}")
     specs = [replace(spec, attack=None, seed=seed) for seed in seeds]
     return [AttackTask(spec=one, name=name, target=target) for one in specs for name in chosen]
 
@@ -173,41 +227,69 @@ def _combinations(settings: dict[str, Sequence[Any]]) -> Iterator[dict[str, Any]
         yield from ({name: value} | more for more in _combinations({key: settings[key] for key in rest}))
 
 
+def _reading_code() -> str:
+    """Print of the code that makes a kept classifier a model again."""
+    return fingerprint.of_functions(zoo.load_model, models.foreign.fill)
+
+
 def _key(plain: list[Any]) -> str:
     return fingerprint.digest(plain)[:20]
 
 
-def _of_classifier(key: str, classifier: Classifier) -> dict[str, Any]:
+def _of_classifier(task: Task, classifier: Classifier) -> dict[str, Any]:
+    """What names the row, the code that made it, and the classifier that it is of."""
     spec = classifier.spec
     assert spec is not None  # it comes from the zoo
-    plain = {"dataset": spec.dataset, "network": spec.network, "recipe": str(spec.recipe), "seed": spec.seed}
-    return {"key": key, **plain}
+    named = {"dataset": spec.dataset, "network": spec.network, "recipe": str(spec.recipe), "seed": spec.seed}
+    of = {"classifier": classifier.name, "weights_sha256": classifier.record["sha256"]}
+    of |= {"data_sha256": classifier.dataset.hash}
+    return {"key": task.key, "code": task.code, **named, **of}
 
 
-def _first_target(attack: Attack | None) -> int | None:
-    return attack.parts[0].target if attack else None
-
-
-def _findings(scan: Scan, target: int | None) -> dict[str, Any]:
-    """Raw statistics, cost, and every rule's verdict; empty where a rule cannot judge, as on two classes."""
+def _findings(scan: Scan) -> dict[str, Any]:
+    """What a rule reads, what the search says of itself, and its cost. Matrices (K, K) are lists of rows."""
     found: dict[str, Any] = {
         "norms": scan.norms.tolist(),
+        "norm_name": scan.norm_name,
         "success": scan.success.tolist(),
+        "reached": scan.reached.tolist(),
         "converged": bool(scan.converged.all()),
         "image_forwards": scan.cost.forward,
         "image_gradients": scan.cost.backward,
         "queries": scan.cost.queries,
         "seconds": scan.cost.seconds,
     }
-    if scan.weights is not None and target is not None:
-        found["weights"] = scan.weights[target].tolist()
-    verdicts = anomaly.verdicts(scan)
-    for rule in anomaly.RULES:
-        name, verdict = rule.replace("-", "_"), verdicts.get(rule)
-        found[f"{name}_score"] = verdict.score if verdict else float("nan")
-        found[f"{name}_flags"] = list(verdict.targets) if verdict else []
-        found[f"{name}_case"] = metrics.case(verdict.targets, target) if verdict else None
+    for name in ("pair_norms", "pair_reached", "weights"):
+        value = getattr(scan, name)
+        found[name] = None if value is None else value.tolist()
     return found
+
+
+@torch.no_grad()
+def _of_triggers(classifier: Classifier, scan: Scan, images: Tensor) -> dict[str, Any]:
+    """What the recovered triggers are and do, on clean images (K, n, C, H, W).
+
+    shares: (K, K), row = target, column = class: the share of its images that the trigger sends to the target.
+    mask_l1, trigger_l1: (K,) |m|_1 and |m u|_1 of mask and pattern; None where there is no mask.
+    cosine: between what the attack and what the trigger recovered for its target change in an image of another
+        class, the mean over those images; None for a clean classifier.
+    """
+    flat, k, n = images.flatten(0, 1), scan.n_classes, images.shape[1]
+    sent = [(classifier.predict(scan.embed(flat, t)) == t).view(k, n).float().mean(1) for t in range(k)]
+    found: dict[str, Any] = {"shares": torch.stack(sent).tolist(), "mask_l1": None, "trigger_l1": None}
+    if scan.mask is not None:
+        found["mask_l1"] = scan.mask.sum((1, 2)).tolist()
+        found["trigger_l1"] = (scan.mask[:, None] * scan.pattern).abs().sum((1, 2, 3)).tolist()
+    return found | {"cosine": _cosine(classifier.attack, scan, images)}
+
+
+def _cosine(attack: Attack | None, scan: Scan, images: Tensor) -> float | None:
+    if attack is None:
+        return None
+    true = attack.parts[0]
+    x = images[[t for t in range(scan.n_classes) if t != true.target]].flatten(0, 1)
+    theirs, ours = true.embed(x) - x, scan.embed(x, true.target) - x
+    return float(torch.cosine_similarity(theirs.flatten(1), ours.flatten(1)).mean())
 
 
 @torch.no_grad()

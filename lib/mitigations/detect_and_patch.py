@@ -21,9 +21,11 @@ from ..data import Labelled, clean_per_class
 from ..detectors.base import Detector
 from ..detectors.scan import Scan
 from ..models import check_images, predict
-from ..settings import choice, number
+from ..settings import Allowed, allowed, choice, number
 from .base import Repair, Trigger, recovered
 from .unlearning import Unlearning
+
+CLASSES = Allowed(lambda value: all(k >= 0 for k in value), "a list of classes, whole numbers from 0,")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,15 @@ class DetectAndPatch(Repair):
     unlearning: Unlearning = field(default_factory=Unlearning)
     max_rounds: int = number(3, least=1)
     n_clean: int = number(20, least=1)
-    suspected: tuple[int, ...] = ()
+    suspected: tuple[int, ...] = allowed((), CLASSES)
 
     takes_none = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if anomaly.RULES[self.rule].judges == "pairs" and not self.detector.pairs:
+            name = type(self.detector).__name__
+            raise ValueError(f"rule = {self.rule!r}: it judges pairs of classes, and {name} looks at none")
 
     def repaired(
         self, model: nn.Module, triggers: Sequence[Trigger], data: Labelled, seed: int, progress: bool
@@ -80,6 +88,8 @@ class DetectAndPatch(Repair):
         """
         check_images(images, labels)
         k, rounds = int(labels.max()) + 1, list[Round]()
+        if any(t >= k for t in self.suspected):
+            raise ValueError(f"suspected = {self.suspected}: classes from 0 to {k - 1} are needed")
         generator = torch.Generator().manual_seed(seed)
         same = images.device.type == "cpu"  # a scan draws on the device of its images
         on_device = generator if same else torch.Generator(images.device).manual_seed(seed)
@@ -87,7 +97,7 @@ class DetectAndPatch(Repair):
             n, right = self.n_clean, partial(predict, model)
             clean = clean_per_class(right, images, labels, n, n_classes=k, generator=generator)
             scan = self.detector.scan(model, clean, generator=on_device, progress=progress)
-            verdict = anomaly.judge(scan.norms, self.rule, pair_norms=scan.pair_norms)
+            verdict = anomaly.judge(scan, self.rule)
             patched = tuple(dict.fromkeys((*verdict.targets, *self.suspected)))
             if patched:
                 found = [recovered(scan, target) for target in patched]

@@ -2,7 +2,7 @@
 
 from .ask import Cost, check_images, frozen, log_posterior, logits, predict
 from .blackbox import Probabilities, Queries, QueryBudgetError, black_box, of_module
-from .foreign import load_weights, of_onnx
+from .foreign import fill, load_weights, of_onnx
 from .layers import LAST_CONV, LAST_HIDDEN, Site, activations, find, head, hidden, silence
 from .networks import NETWORKS, Normalise, network
 
@@ -19,6 +19,7 @@ __all__ = [
     "activations",
     "black_box",
     "check_images",
+    "fill",
     "find",
     "frozen",
     "head",

@@ -75,7 +75,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tens
 def log_posterior(model: nn.Module, images: Tensor, k: int) -> Tensor:
     """Log-posteriors (N, k) of images (N, C, H, W); gradients flow through.
 
-    Raises ValueError if the model gives anything but (N, k) finite logits.
+    Raises ValueError if the model gives anything but (N, k) finite logits, such as probabilities.
     """
     found = model(images)
     if found.ndim != 2 or found.shape[1] != k:
@@ -85,7 +85,22 @@ def log_posterior(model: nn.Module, images: Tensor, k: int) -> Tensor:
         )
     if not torch.isfinite(found).all():
         raise ValueError("the model gave logits that are not finite")
+    if are_probabilities(found):
+        raise ValueError(PROBABILITIES)
     return torch.log_softmax(found, 1)
+
+
+PROBABILITIES = (
+    "the model gives probabilities, not logits: a second softmax would flatten them unnoticed; leave out the one "
+    "that it ends with, or take its logarithm"
+)
+
+
+def are_probabilities(answers: Tensor) -> bool:
+    """Do answers (N, K), N > 1, all lie in [0, 1] and sum to 1? Of logits that is chance, and tells nothing for N = 1."""
+    if len(answers) < 2 or answers.min() < 0:
+        return False
+    return bool((answers.detach().sum(1) - 1).abs().max() < 1e-3)
 
 
 def check_images(images: Tensor, labels: Tensor | None = None) -> None:

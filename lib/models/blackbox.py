@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .ask import Cost, evaluating
+from .ask import PROBABILITIES, Cost, are_probabilities, evaluating
 
 Probabilities = Callable[[Tensor], Tensor]
 
@@ -98,6 +98,9 @@ def of_module(model: nn.Module) -> Probabilities:
     @torch.no_grad()
     def probabilities(images: Tensor) -> Tensor:
         with evaluating(model):
-            return torch.softmax(model(images), 1)
+            answers = model(images)
+        if are_probabilities(answers):
+            raise ValueError(PROBABILITIES)
+        return torch.softmax(answers, 1)
 
     return probabilities

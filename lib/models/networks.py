@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..settings import are_numbers
+from .ask import evaluating
+
 Shape = tuple[int, int, int]
 
 
@@ -37,11 +40,8 @@ def _conv(i: int, o: int, k: int, *, same: bool = True) -> list[nn.Module]:
 
 def _head(features: nn.Sequential, shape: Shape, hidden: Sequence[int], n_classes: int) -> nn.Sequential:
     """Features, then dense layers; the flattened size is found by running one blank image."""
-    with torch.no_grad():
-        try:
-            width = features(torch.zeros(1, *shape)).numel()
-        except RuntimeError as e:
-            raise ValueError(f"images of shape {shape} are too small for this network: {e}") from e
+    with torch.no_grad(), evaluating(features):
+        width = features(torch.zeros(1, *shape)).numel()
     layers: list[nn.Module] = [*features, nn.Flatten()]
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU()]
@@ -182,11 +182,26 @@ def network(
     It is Sequential(Normalise, the architecture).
     seed: draws the weights, without touching the global generator's state.
     mean, std: of the images, per channel; default 0.5.
-    Raises ValueError for an unknown name, or images too small for the network.
+    Raises ValueError for an unknown name, for images that the network cannot take, and for other numbers than these.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r}: allowed are {', '.join(NETWORKS)}")
+    sizes = are_numbers(shape, 3, least=1) and are_numbers([n_classes], 1, least=2)
+    if not sizes or any(size % 1 for size in (*shape, n_classes)):
+        have = f"shape = {shape!r}, n_classes = {n_classes!r}"
+        raise ValueError(f"{have}: (C, H, W), whole numbers from 1, and two or more classes are needed")
     half = [0.5] * shape[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(Normalise(mean or half, std or half), NETWORKS[name](n_classes, shape))
+    centre, spread = (list(half if given is None else given) for given in (mean, std))
+    if not (are_numbers(centre, shape[0]) and are_numbers(spread, shape[0], above=0)):
+        raise ValueError(
+            f"mean = {mean}, std = {std}: one for each of {shape[0]} channels, std above 0, are needed"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = nn.Sequential(Normalise(centre, spread), NETWORKS[name](n_classes, shape))
+        with torch.no_grad(), evaluating(made):
+            made(torch.zeros(1, *shape))
+    except RuntimeError as e:
+        raise ValueError(f"network {name!r} cannot take images of shape {tuple(shape)}: {e}") from e
+    return made

@@ -38,7 +38,10 @@ IMPOSSIBLE = {
     "half a level": (lambda: Global(amplitude=1.5, **ONE), "amplitude = 1.5.*-255 to 255"),
     "no amplitude": (lambda: Global(amplitude=0, **ONE), "amplitude = 0.*not 0"),
     "too many levels": (lambda: Global(amplitude=-256, **ONE), "amplitude = -256.*-255 to 255"),
-    "one phase of two": (lambda: Global(amplitude=2, phase=(1,), **ONE), r"phase = \(1,\): 2 whole"),
+    "one phase of two": (
+        lambda: Global(amplitude=2, phase=(1,), **ONE),
+        r"phase = \(1,\): a list of 2 whole",
+    ),
     "negative channel": (lambda: LocalSquare(amplitude=2, channel=-1, **ONE), "channel = -1"),
     "no square": (lambda: LocalSquare(amplitude=2, size=0, **ONE), "size = 0"),
     "no pixel": (lambda: BadNets(size=0, **ONE), "size = 0.*None"),
@@ -48,7 +51,7 @@ IMPOSSIBLE = {
     "colour between levels": (lambda: BadNets(colour=(1.5,), **ONE), r"colour = \(1.5,\).*whole"),
     "no colour": (lambda: BadNets(colour=(), **ONE), r"colour = \(\)"),
     "unknown anchor": (lambda: BadNets(at="corner", **ONE), "at = 'corner'.*bottom-right"),
-    "three coordinates": (lambda: BadNets(at=(0, 1, 2), **ONE), r"at = \(0, 1, 2\): 2 whole"),
+    "three coordinates": (lambda: BadNets(at=(0, 1, 2), **ONE), r"at = \(0, 1, 2\).*2 whole"),
     "two places": (lambda: BadNets(at=(0, 0), per_image=True, **ONE), "per_image"),
     "no weight": (lambda: Blended(alpha=0, **ONE), "alpha = 0.*above 0"),
     "sources of a label-consistent attack": (
@@ -63,16 +66,22 @@ IMPOSSIBLE = {
     "a crafted patch that moves": (lambda: Trojan(target=1, at=None, per_image=True), "one place"),
     "cover of a crafted patch": (lambda: Latent(target=1, cover=3), "cover = 3.*all sources"),
     "one part": (lambda: Combined(parts=(BadNets(**ONE),)), "two or more"),
-    "parts that are no list": (lambda: Combined(parts=BadNets(**ONE)), "parts = BadNets.*two or more"),
+    "parts that are no list": (
+        lambda: Combined(parts=BadNets(**ONE)),
+        "parts = BadNets.*a list of SingleAttacks",
+    ),
     "a part that trains": (
         lambda: Combined(parts=(BadNets(**ONE), Latent(target=0))),
         "Latent cannot be a part",
     ),
     "a part of parts": (
         lambda: Combined(parts=(BadNets(**ONE), Combined(parts=(BadNets(**ONE), BadNets(**ONE))))),
-        "Combined cannot be a part",
+        "parts = .*a list of SingleAttacks",
     ),
-    "a part that is no attack": (lambda: Combined(parts=(BadNets(**ONE), "BadNets")), "str cannot be a part"),
+    "a part that is no attack": (
+        lambda: Combined(parts=(BadNets(**ONE), "BadNets")),
+        "parts = .*'BadNets'.*a list of SingleAttacks",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from attack_samples import ONE, image_set
 from hypothesis import given, settings
@@ -63,6 +64,7 @@ def test_several_labels_have_colours_and_places_of_their_own():
     assert len(colours) == 3
 
 
+@pytest.mark.long
 def test_a_composition_is_as_strong_as_its_weakest_part(tmp_path):
     spec = zoo.Spec(n_train=120, recipe=train.Recipe(epochs=1, batch_size=32, lr=1e-3))
     found, other = (

@@ -9,6 +9,9 @@ from torch import nn
 
 from lib import metrics, models, train, zoo
 from lib.attacks import AttackError, Trojan
+from lib.attacks.crafted import batches
+
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 11, 9)], ids=["grey", "colour, odd"])
@@ -108,3 +111,25 @@ def test_training_attacks_run_on_a_gpu(name):
     stamped = CRAFTED[name].with_learnt({k: v.cpu() for k, v in learnt.items()}).embed(on_gpu.images)
     assert stamped.is_cuda and on_grid(stamped.cpu())
     assert float(metrics.cta(models.predict(model, on_gpu.images), on_gpu.labels)) > 0.9
+
+
+class Ones(nn.Module):
+    def forward(self, x):
+        return torch.ones_like(x[:, :1])
+
+
+def test_a_cross_trigger_in_training_is_that_of_another_image():
+    """The pattern of an image is the image itself, and its mask is full: what is shown tells whose trigger it is."""
+    attack, at_work, shown = replace(CRAFTED["input-aware"], epochs=1), job(), []
+    model = at_work.build()
+    model.register_forward_pre_hook(lambda _, given_: shown.append(given_[0].detach()))
+    attack._train_jointly(model, nn.Identity(), Ones(), at_work, torch.Generator().manual_seed(0))
+    order = batches(150, 32, 1, torch.Generator().manual_seed(0), progress=False, title="")
+    for index, seen in zip(order, shown, strict=True):
+        x = at_work.images[index]
+        n = round(0.25 * len(x))
+        whose = torch.cdist(seen.flatten(1), x.flatten(1)).argmin(1)
+        assert whose[:n].tolist() == list(range(n))
+        assert sorted(whose[n : 2 * n].tolist()) == list(range(n, 2 * n))
+        assert all(whose[i] != i for i in range(n, 2 * n))
+        assert whose[2 * n :].tolist() == list(range(2 * n, len(x)))

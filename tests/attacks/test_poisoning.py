@@ -5,6 +5,7 @@ import torch
 from attack_samples import ONE, image_set, on_grid, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lib.attacks import AttackError, BadNets, Combined, LabelConsistent, LocalSquare
 
@@ -69,6 +70,10 @@ def test_a_rate_is_drawn_in_proportion_to_the_classes(seed, rate):
     exact = 3 + (drawn.sum() - 3) * have / have.sum() - 2
     assert int(drawn.sum()) == round(rate * 200)
     assert (drawn - exact).abs().max() <= 1
+    off = drawn - exact
+    assert (
+        off.max() - off.min() <= 1 + 1e-5
+    )  # largest remainders: no image moved would bring the counts nearer
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,13 @@ def test_impossible_on_these_images(attack, message):
             attack.poison(x, y, torch.Generator(), model=tiny())
         else:
             attack.poison(x, y, torch.Generator())
+
+
+def test_pgd_ends_in_the_corner_of_its_ball_on_a_linear_model():
+    """The slope's sign never changes there, and 2.5 radii of steps cross the ball from any start."""
+    x, y = image_set(20, n_classes=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    attack = LabelConsistent(target=1, per_source=1, size=2, epsilon=20)
+    uphill = (model[1].weight[1 - y] - model[1].weight[y]).detach().sign().view_as(x)
+    corner = (x + 20 / 255 * uphill).clamp(0, 1)
+    assert torch.allclose(attack.manipulate(model, x, y), corner, atol=1e-6)

@@ -5,56 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from kill import alive, wait_until
+from small_book import chapter, make_root
 
 from lib import book, fingerprint
-from lib.book import BookError, freshness, jupyter_book, notebooks, parameters, runner
+from lib.book import BookError, freshness, jupyter_book, notebooks, runner
 
 ROOT = Path(__file__).resolve().parents[2]
-PARAMETERS = """\
-n_seeds: int = 3  # classifiers
-rate: float = 0.5
-sources: list[int] = [0, 1]
-data: str = "digits"
-fast: bool = True
-plain = 2
-"""
-
-
-def chapter(root: Path, name: str, code: str) -> Path:
-    cells = [
-        new_markdown_cell(f"# {name}\n\nProse, with {{glue}}`n`."),
-        new_code_cell(PARAMETERS, metadata={"tags": ["parameters", "hide-input"]}),
-        new_code_cell(
-            "from myst_nb import glue\nglue('n', n_seeds, display=False)\n"
-            "glue('half', n_seeds / 2, display=False)"
-        ),
-        new_code_cell(code),
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path = root / "notebooks" / f"{name}.ipynb"
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    return path
-
-
-def make_root(root: Path, codes: dict[str, str]) -> Path:
-    (root / "notebooks" / "profiles").mkdir(parents=True)
-    (root / "book" / "_static").mkdir(parents=True)
-    (root / "book" / "intro.md").write_text("# Intro\n\nHello.\n")
-    (root / "book" / "_static" / "own.css").write_text("a {}")
-    static = "sphinx: {config: {html_static_path: [book/_static]}}\n"
-    (root / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n" + static)
-    files = "".join(f"- file: notebooks/{name}\n" for name in codes)
-    (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n" + files)
-    (root / "notebooks" / "profiles" / "smoke.yml").write_text("02_b: {n_seeds: 4}\n")
-    for name, code in codes.items():
-        chapter(root, name, code)
-    return root
 
 
 @pytest.fixture
@@ -66,103 +27,7 @@ def keys(root: Path) -> dict[str, str]:
     return {c.name: c.key for c in book.plan(root)}
 
 
-# -- parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "want"),
-    [
-        ("n_seeds", "7", 7),
-        ("n_seeds", "010", 10),  # to YAML it is 8
-        ("n_seeds", 7, 7),
-        ("rate", "0.25", 0.25),
-        ("rate", 1, 1.0),
-        ("rate", "1e-3", 1e-3),
-        ("sources", "0, 6,8", [0, 6, 8]),
-        ("sources", "[4]", [4]),
-        ("sources", "(4)", [4]),
-        ("sources", [1], [1]),
-        ("data", "mnist", "mnist"),
-        ("data", "1", "1"),
-        ("fast", "false", False),
-        ("fast", True, True),
-        ("plain", "5", 5),
-    ],
-)
-def test_parameter_is_read_as_declared(small, name, given, want):
-    value = parameters.check(small / "notebooks/01_a.ipynb", {name: given})[name]
-    assert value == want and type(value) is type(want)
-
-
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [
-        ("n_seeds", "abc"),
-        ("n_seeds", "3.5"),
-        ("n_seeds", 3.5),
-        ("n_seeds", True),
-        ("n_seeds", None),
-        ("n_seeds", "1:30"),  # to YAML it is 90
-        ("rate", "x"),
-        ("sources", "a,b"),
-        ("sources", 3),
-        ("sources", [0.5]),
-        ("sources", "[1"),
-        ("sources", "1,,2"),
-        ("data", 3),
-        ("fast", "maybe"),
-        ("fast", 1),
-        ("plain", "x"),
-        ("n_seedz", "3"),
-    ],
-)
-def test_bad_parameter_is_refused_by_name(small, name, given):
-    with pytest.raises(BookError) as error:
-        parameters.check(small / "notebooks/01_a.ipynb", {name: given})
-    assert all(
-        word in str(error.value) for word in ("01_a.ipynb", f"'{name}'", "n_seeds: int = 3", "fast: bool")
-    )
-
-
-@pytest.mark.parametrize(
-    ("profile", "words"),
-    [
-        ("02_b: {n_seedz: 4}", ("smoke.yml", "02_b.ipynb", "'n_seedz'", "n_seeds: int")),
-        ("02_b: {n_seeds: many}", ("smoke.yml", "02_b.ipynb", "'n_seeds'", "must be int")),
-        ("09_x: {n_seeds: 4}", ("smoke.yml", "09_x", "01_a, 02_b")),
-        ("02_b: 4", ("smoke.yml", "must map")),
-        ("02_b: {n: [", ("smoke.yml", "not YAML")),
-    ],
-)
-def test_bad_profile_is_refused_before_anything_runs(small, profile, words):
-    (small / "notebooks/profiles/smoke.yml").write_text(profile)
-    with pytest.raises(BookError) as error:
-        book.make(small)
-    assert all(word in str(error.value) for word in words)
-    assert not (small / "_build").exists()
-
-
-def test_unknown_profile_and_chapter_are_named(small):
-    with pytest.raises(BookError, match=r"no profile 'papr': allowed are smoke"):
-        book.plan(small, "papr")
-    with pytest.raises(BookError, match="no chapter '07'"):
-        book.plan(small, only=["07"])
-    (small / "notebooks/01_a.ipynb").unlink()
-    with pytest.raises(BookError, match=r"_toc\.yml names notebooks/01_a"):
-        book.plan(small)
-
-
-@pytest.mark.parametrize(
-    ("annotation", "given", "want"),
-    [
-        ("list[list[int]]", "[[1, 2], [3]]", [[1, 2], [3]]),
-        ("dict[str, float]", "{a: 1}", {"a": 1.0}),
-        ("Figure", "x", "x"),  # a name that tells nothing
-        ("list[os.system]", "[ls]", ["ls"]),
-    ],
-)
-def test_an_annotation_is_read_and_never_run(annotation, given, want):
-    assert parameters.typed(given, parameters._type_named(annotation)) == want
+# -- what is asked for
 
 
 def test_only_takes_prefixes_in_reading_order(tmp_path):
@@ -277,6 +142,7 @@ def test_a_file_of_the_package_matters_to_the_chapters_that_reach_it(tmp_path, m
 # -- building
 
 
+@pytest.mark.long
 def test_build_reuse_and_edit(small):
     first = book.make(small)
     assert first.ran == ("01_a", "02_b") and not first.failures
@@ -310,6 +176,7 @@ def test_build_reuse_and_edit(small):
             book.make(small)
 
 
+@pytest.mark.long
 def test_failed_chapter_is_kept_and_named_and_the_others_run(tmp_path):
     codes = {"01_a": "raise KeyError('lost')", "02_b": "2", "03_c": "import os\nos._exit(1)"}
     root = make_root(tmp_path, codes)
@@ -359,38 +226,22 @@ def start(root: Path) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for(happened, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_build_resumes_with_what_was_complete(tmp_path, how):
+@pytest.mark.long
+def test_interrupted_build_resumes_with_what_was_complete(tmp_path):
+    """By Ctrl-C; kills are in test_killed_builds.py."""
     pid_file = tmp_path / "pid"
     tell = f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
     slow = f"import os, pathlib, time\n{tell}\ntime.sleep(delay)"
     root = make_root(tmp_path, {"01_a": "1", "02_b": "delay = 900\n" + slow})
     executed = root / "_build/executed/smoke"
     build = start(root)
-    wait_for(lambda: pid_file.exists() or build.poll() is not None)
+    wait_until(lambda: pid_file.exists() or build.poll() is not None)
     assert build.poll() is None, build.stderr.read()
     finished = (executed / "01_a.ipynb").stat().st_mtime_ns
-    os.kill(build.pid, how)
+    os.kill(build.pid, signal.SIGINT)
     _, said = build.communicate()
-    assert build.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert how == signal.SIGKILL or "interrupted" in said
-    wait_for(lambda: not alive(int(pid_file.read_text())))  # the kernel of the orphaned chapter ends too
+    assert build.returncode == 130 and "interrupted" in said
+    wait_until(lambda: not alive(int(pid_file.read_text())))  # the kernel of the orphaned chapter ends too
     assert not (executed / "02_b.ipynb").exists()
 
     chapter(root, "02_b", "delay = 0\n" + slow)
@@ -398,4 +249,4 @@ def test_interrupted_build_resumes_with_what_was_complete(tmp_path, how):
     out, _ = again.communicate()
     assert again.returncode == 0 and "1 chapters run, 1 fresh" in out
     assert (executed / "01_a.ipynb").stat().st_mtime_ns == finished
-    assert not list(executed.glob("*.partial.ipynb")) and not list(executed.glob("*.failed.ipynb"))
+    assert not list(executed.glob("*.partial")) and not list(executed.glob("*.failed.ipynb"))

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from lib.detectors.b3d import B3D, harden, mask_gradient, norms_at, pattern_gradient
 from lib.detectors.b3d_ss import B3DSS
+from lib.detectors.descent import State, unit
 from lib.models import Queries, QueryBudgetError, of_module, of_onnx
+
+pytestmark = pytest.mark.long
 
 CLEAN = planted.images(12)
 SMALL = B3D(samples=10, batch=6, round_steps=2, check=12, budget=20_000)
@@ -256,3 +259,24 @@ def test_an_onnx_model_that_gives_probabilities_is_not_flattened_unnoticed(tmp_p
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match=r"bad\.onnx"):
         of_onnx(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_penalty_of_b3d_has_the_slope_of_lambda_times_the_expected_norm(exact):
+    """A model that always says the same leaves nothing but the penalty."""
+    how = B3D(
+        samples=4000 if not exact else 10,
+        batch=3,
+        cost_waits=False,
+        cost_start=0.5,
+        exact_penalty=exact,
+        start=0.3,
+    )
+    start = torch.full((2, 2), 0.3), torch.full((1, 2, 2), 0.5)
+    state, slopes = State(how, start, 1, 3, torch.device("cpu")), []
+    state.step = lambda loss: slopes.extend(torch.autograd.grad(loss, state.theta))
+    ask = lambda x: torch.full((len(x), 4), 0.25)  # noqa: E731
+    how._step(ask, state, torch.rand(1, 3, 1, 2, 2), torch.tensor([1]), torch.Generator().manual_seed(0))
+    theta = state.theta[0].detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(0.5 * unit(theta).sum(), theta)
+    torch.testing.assert_close(slopes[0], wanted, atol=1e-5 if exact else 0.02, rtol=0)

@@ -10,6 +10,8 @@ from lib.detectors.lred_annealing import temperature
 from lib.detectors.masked_lred import MaskedLRED
 from lib.detectors.neural_cleanse import NeuralCleanse
 
+pytestmark = pytest.mark.long
+
 CLEAN = planted.images(12)
 
 

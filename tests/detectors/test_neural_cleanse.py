@@ -3,6 +3,7 @@ truths.
 """
 
 import dataclasses
+import math
 
 import planted
 import pytest
@@ -12,10 +13,12 @@ from torch import nn
 from lib import anomaly, detectors
 from lib.detectors import masks, neural_cleanse
 from lib.detectors.base import Run
-from lib.detectors.descent import Descent, inverse_unit, unit
+from lib.detectors.descent import Descent, State, inverse_unit, unit
 from lib.detectors.neural_cleanse import LowCost, NeuralCleanse
 from lib.detectors.scan import Problems
 from lib.detectors.tabor import TaborStyle, roughness
+
+pytestmark = pytest.mark.long
 
 CLEAN = planted.images(6)
 QUICK = NeuralCleanse(max_rounds=100)
@@ -56,7 +59,7 @@ def test_a_planted_patch_is_found_where_it_is(scans: dict[str, detectors.Scan], 
     scan = scans[name]
     assert scan.norms.argmin() == 1 and scan.norms[1] <= 4 and scan.norms[1] < 0.25 * scan.norms.median()
     assert all(abs(c - 6.5) < 0.6 for c in centre(scan.mask[1]))
-    assert anomaly.judge(scan.norms, "mad-or-quarter").targets == (1,)
+    assert anomaly.judge(scan, "mad-or-quarter").targets == (1,)
 
 
 def test_a_model_without_a_backdoor_has_no_small_mask(scans: dict[str, detectors.Scan]) -> None:
@@ -168,6 +171,26 @@ def test_every_tabor_term_does_something(term: str) -> None:
     assert not torch.equal(base.mask, one.mask) or not torch.equal(base.pattern, one.pattern)
 
 
+def test_tabor_terms_by_hand() -> None:
+    """Two pixels, mask (1/4, 0) over pattern (1/2, 1): outside the mask lies (3/8, 1). The model is never sure."""
+    step = masks.Step(
+        images=torch.ones(1, 1, 1, 1, 1, 2),
+        stamped=torch.ones(1, 1, 1, 1, 1, 2),
+        labels=torch.tensor([[0]]),
+        mask=torch.tensor([[[0.25, 0.0]]]),
+        pattern=torch.tensor([[[[0.5, 1.0]]]]),
+        target=torch.tensor([1]),
+        cost=torch.tensor([2.0]),
+        log_posterior=lambda x: torch.tensor([[0.25, 0.75]]).log().expand(len(x), 2),
+    )
+    outside = 0.375 + 1 + 0.375**2 + 1
+    hand = {"elastic": 2 * 0.25**2, "outside": 2 * outside, "scattered": 2 * 0.25**2}
+    hand |= {"scattered_outside": 2 * 0.625**2, "blocking": -math.log(0.25), "overlaying": -math.log(0.75)}
+    for term, value in hand.items():
+        only = dict.fromkeys(hand, 0.0) | {term: 1.0}
+        assert TaborStyle(**only).terms(step).item() == pytest.approx(value)
+
+
 def test_roughness_is_the_sum_of_squared_neighbour_differences() -> None:
     x = torch.tensor([[[[0.0, 1.0], [3.0, 1.0]]]])
     assert roughness(x).item() == 9 + 0 + 1 + 4
@@ -177,7 +200,7 @@ def test_low_cost_scans_few_labels_and_judges_those() -> None:
     scheme = LowCost(max_rounds=100, top=2, overlap=1, steady=3, others=1)
     scan = scheme.scan(planted.model(1), CLEAN)
     assert torch.isnan(scan.norms).sum() == 1 and not torch.isnan(scan.norms[1])
-    verdict = anomaly.judge(scan.norms, "mad-or-quarter")
+    verdict = anomaly.judge(scan, "mad-or-quarter")
     assert verdict.suspect == 1 and verdict.targets == (1,)
 
 
@@ -193,7 +216,11 @@ def test_two_classes_and_a_failure_to_converge_are_marked() -> None:
             return torch.tensor([9.0, 0.0, 0.0, 0.0]) + 0 * x.sum((1, 2, 3))[:, None]
 
     scan = NeuralCleanse(max_rounds=3).scan(Stubborn(), CLEAN)
-    assert scan.converged.tolist() == [True, False, False, False] and scan.success[1:].max() == 0
+    assert (
+        not scan.converged.any()
+        and scan.reached.tolist() == [True, False, False, False]
+        and scan.success[1:].max() == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,3 +273,40 @@ def test_a_scan_is_the_same_under_the_same_seed_and_survives_the_disk(tmp_path, 
     assert not torch.equal(other.mask, again.mask) and other.norms.argmin() == 1
     again.save(tmp_path / "scan.safetensors")
     assert torch.equal(detectors.Scan.load(tmp_path / "scan.safetensors").norms, again.norms)
+
+
+@pytest.mark.parametrize("betas", [(0.5, 0.9), (0.9, 0.999)])
+def test_the_descents_step_is_adams(betas):
+    how = NeuralCleanse(betas=betas, lr=0.05)
+    start = masks.random_start(torch.Size((1, 8, 8)), torch.Generator().manual_seed(0))
+    state = State(how, start, 2, 3, torch.device("cpu"))
+    theirs = [t.clone().requires_grad_() for t in state.theta]
+    adam = torch.optim.Adam(theirs, lr=0.05, betas=betas)
+
+    def loss(mask, pattern):
+        return (mask - 0.3).square().sum() + (pattern * torch.linspace(-1, 2, 64).view(8, 8)).sum()
+
+    for _ in range(5):
+        state.step(loss(*state.parameters()))
+        adam.zero_grad()
+        loss(*map(unit, theirs)).backward()
+        adam.step()
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(state.theta, theirs))
+
+
+def test_batches_are_whole_and_pass_by_pass_without_repetition():
+    found = masks._batches(7, 3, torch.Generator().manual_seed(0))
+    drawn = [next(found) for _ in range(8)]
+    assert all(len(part) == 3 for part in drawn)
+    assert all(len(set(torch.cat(drawn[i : i + 2]).tolist())) == 6 for i in range(0, 8, 2))
+
+
+def test_blocking_shows_what_the_mask_leaves_and_overlaying_what_it_shows():
+    shown = []
+    step = masks.Step(
+        images=torch.ones(1, 1, 1, 1, 1, 2), stamped=torch.ones(1, 1, 1, 1, 1, 2), labels=torch.tensor([[0]]),
+        mask=torch.tensor([[[0.25, 0.0]]]), pattern=torch.tensor([[[[0.5, 1.0]]]]), target=torch.tensor([1]),
+        cost=torch.tensor([2.0]), log_posterior=lambda x: shown.append(x) or torch.zeros(len(x), 2),
+    )  # fmt: skip
+    TaborStyle(blocking=1.0, overlaying=1.0).terms(step)
+    assert [x.flatten().tolist() for x in shown] == [[0.75, 1.0], [0.125, 0.0]]

@@ -1,15 +1,20 @@
 """USB: the targeted step, the universal perturbation, its refinement and its reuse."""
 
+import dataclasses
+
 import planted
 import pytest
 import torch
 from torch import nn
 
 from lib import anomaly
+from lib.detectors import masks
 from lib.detectors.base import Run
 from lib.detectors.uap import Walk, deepfool, project, universal_perturbations
 from lib.detectors.usb import USB, gaussian_window, raised, split, ssim
 from lib.models import Cost
+
+pytestmark = pytest.mark.long
 
 CLEAN = planted.images(6)
 
@@ -76,6 +81,7 @@ def test_split_gives_back_v_where_it_is_positive() -> None:
     mask, pattern = split(0.2 * v / v.max())
     assert mask.min() >= 0 and mask.max() == 1
     assert torch.allclose(mask[:, None] * pattern, 0.2 * v / v.max(), atol=1e-6)
+    assert torch.equal(split(-v)[0], split(v)[0]), "the mask is of the size, whatever the sign"
     mask, pattern = split(torch.zeros(1, 1, 4, 4))
     assert mask.isfinite().all() and pattern.isfinite().all()
 
@@ -101,7 +107,7 @@ def test_ssim_is_one_for_equal_images_symmetric_and_below_one_otherwise() -> Non
 def test_a_planted_patch_is_found(settings: dict[str, float]) -> None:
     model = planted.model(1)
     scan = USB(**settings).scan(model, CLEAN)  # type: ignore[arg-type]
-    assert scan.norms.argmin() == 1 and anomaly.judge(scan.norms, "mad-or-quarter").targets == (1,)
+    assert scan.norms.argmin() == 1 and anomaly.judge(scan, "mad-or-quarter").targets == (1,)
     assert (scan.mask[1] * planted.corner()).sum() > 0.8 * scan.norms[1]
     stamped = scan.embed(CLEAN[[0, 2, 3]].flatten(0, 1), 1)
     assert (model(stamped).argmax(1) == 1).float().mean() >= 0.9
@@ -114,7 +120,7 @@ def test_only_the_floor_reaches_a_trigger_that_no_gradient_points_at() -> None:
     scans = [USB(floor=floor).scan(model, CLEAN) for floor in (0.0, 0.5)]
     inside = [float((s.mask[1] * planted.corner()).sum() / s.norms[1]) for s in scans]
     assert inside[0] < 0.05 and inside[1] > 0.5
-    assert [anomaly.judge(s.norms, "mad-or-quarter").targets for s in scans] == [(), (1,)]
+    assert [anomaly.judge(s, "mad-or-quarter").targets for s in scans] == [(), (1,)]
 
 
 def test_without_the_masks_cost_the_mask_is_larger() -> None:
@@ -148,3 +154,13 @@ def test_a_uap_found_on_one_model_starts_another() -> None:
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         USB(**bad)  # type: ignore[arg-type]
+
+
+def test_the_term_for_the_looks_rewards_likeness():
+    step = masks.Step(
+        images=CLEAN[None, 1:], stamped=CLEAN[None, 1:], labels=torch.tensor([[1, 2, 3]]), mask=torch.zeros(1, 8, 8),
+        pattern=torch.zeros(1, 1, 8, 8), target=torch.tensor([0]), cost=torch.ones(1), log_posterior=planted.model(),
+    )  # fmt: skip
+    extra = USB(ssim_weight=2.0).likeness(CLEAN)
+    same, other = extra(step), extra(dataclasses.replace(step, stamped=1 - step.images))
+    assert same.item() == pytest.approx(-2, abs=1e-4) and other > same

@@ -10,6 +10,8 @@ from lib.classifier import Classifier
 from lib.experiments import tasks
 from lib.experiments.heat_map import heat_map
 
+pytestmark = pytest.mark.long
+
 SPEC = zoo.Spec(n_train=120, recipe=train.Recipe(epochs=1, batch_size=32, lr=1e-3))
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from lib import mitigations, models
 from lib.data import Labelled
-from lib.detectors import Scan
+from lib.detectors import Detector, Scan
+from lib.detectors.base import Run
 from lib.mitigations import Outcome, Trigger, Unlearning
 from lib.models import Cost
 
@@ -35,7 +37,9 @@ class Planted(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.hidden, self.act, self.head = nn.Linear(SIDE * SIDE, K + 5), nn.ReLU(), nn.Linear(K + 5, K)
+        # written by hand, so nothing is drawn
+        self.hidden, self.act = skip_init(nn.Linear, SIDE * SIDE, K + 5), nn.ReLU()
+        self.head = skip_init(nn.Linear, K + 5, K)
         with torch.no_grad():
             for p in self.parameters():
                 p.zero_()
@@ -91,7 +95,8 @@ def scan_of(kind: str, towards: int = TARGET) -> Scan:
     norms[towards] = 0.1
     found = {"norms": norms, "norm_name": "norm", "pattern": pattern, "mask": mask}
     every = torch.ones(K)
-    return Scan(detector="planted", settings={}, success=every, converged=every.bool(), cost=Cost(), **found)
+    found |= {"success": every, "reached": every.bool(), "converged": every.bool()}
+    return Scan(detector="planted", settings={}, cost=Cost(), **found)
 
 
 def trigger_of(kind: str) -> Trigger:
@@ -105,11 +110,11 @@ def judged(model: nn.Module, trigger: Trigger, seed: int = 9) -> Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oracle:
+class Oracle(Detector):
     """A detector that knows both triggers and finds the first that still works; norms say so."""
 
-    def scan(self, model: nn.Module, clean: Tensor, **_: object) -> Scan:
-        x = clean[torch.arange(K) != TARGET].flatten(0, 1)
+    def search(self, run: Run) -> Scan:
+        model, x = run.model, run.clean[torch.arange(K) != TARGET].flatten(0, 1)
         for kind in KINDS:
             scan = scan_of(kind)
             if (models.predict(model, scan.embed(x, TARGET)) == TARGET).float().mean() > 0.5:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from backdoors import K, Planted, images_of, judged
+import torch
+from backdoors import TARGET, K, Planted, images_of, judged
 
 from lib import mitigations, models
 from lib.mitigations import Trigger
@@ -24,3 +25,10 @@ def test_the_planted_neuron_alone_carries_the_backdoor(backdoored: tuple[Planted
     site = models.find(model, models.LAST_HIDDEN, images_of(30).images)
     alone = models.silence(model, site, range(K + 4))
     assert judged(alone, trigger).asr.value == 1
+
+
+def test_a_neuron_that_the_trigger_silences_has_a_negative_gap():
+    """A trigger that blanks the image excites nothing."""
+    blank = Trigger(torch.zeros_like, TARGET)
+    gap = mitigations.activation_gap(Planted("patch"), blank, images_of(30).images, models.LAST_HIDDEN)
+    assert (gap <= 0).all() and gap.min() < 0

@@ -8,6 +8,8 @@ from backdoors import KINDS, TARGET, THOROUGH, Oracle, Planted, both, images_of,
 
 from lib.mitigations import DetectAndPatch, Unlearning
 
+pytestmark = pytest.mark.long
+
 
 def test_rounds_find_one_trigger_after_the_other() -> None:
     """The rule is MAD or a quarter, because MAD cannot flag with three classes that tie.

@@ -39,6 +39,7 @@ def test_a_trigger_towards_another_class_is_refused(backdoored: tuple[Planted, T
         mitigations.input_scores(model, other, trigger, held=data, test=data)
 
 
+@pytest.mark.long
 def test_all_repairs_and_scores_on_one_classifier(backdoored: tuple[Planted, Trigger]) -> None:
     """Nothing but the two controls may depend on the attacker's trigger.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from backdoors import KINDS, TARGET, THOROUGH, Oracle, Planted, both, images_of, scan_of, trigger_of
+from backdoors import KINDS, TARGET, THOROUGH, Oracle, Planted, both, images_of, judged, scan_of, trigger_of
 from torch import nn
 
+from lib import metrics, mitigations
+from lib.detectors import LRED
 from lib.mitigations import (
     ActivationFilter,
     DetectAndPatch,
@@ -26,6 +29,8 @@ from lib.mitigations import (
     triggers_of,
 )
 
+pytestmark = pytest.mark.long
+
 FILTERS: dict[str, Filter] = {
     "activation filter": ActivationFilter(),
     "S(x)": KLScore(),
@@ -36,6 +41,15 @@ REPAIRS: dict[str, Repair] = {
     "pruning": Pruning(),
     "patch every label": PatchEveryLabel(unlearning=Unlearning(sample=0.5)),
     "detect and patch": DetectAndPatch(detector=Oracle(), suspected=(TARGET,), max_rounds=2, n_clean=5),
+}
+# Settings under which a repair has done its work on so small a network.
+ENOUGH = {
+    "unlearning": THOROUGH,
+    "pruning": Pruning(),
+    "patch every label": PatchEveryLabel(unlearning=THOROUGH),
+    "detect and patch": DetectAndPatch(
+        detector=Oracle(), rule="mad-or-quarter", unlearning=THOROUGH, n_clean=10
+    ),
 }
 HELD = images_of(60)
 
@@ -49,6 +63,13 @@ def fit(name: str, model: nn.Module, triggers: object, images: object, labels: o
     if name in FILTERS:
         return FILTERS[name].fit(model, triggers, images)
     return REPAIRS[name].fit(model, triggers, images, labels, **more)
+
+
+def test_every_mitigation_is_here() -> None:
+    """What is parametrised below is about all of them."""
+    kinds = {k for k in vars(mitigations).values() if inspect.isclass(k) and hasattr(k, "fit")}
+    kinds = {k for k in kinds if not inspect.isabstract(k) and k is not Filter}
+    assert kinds == {type(one) for one in (FILTERS | REPAIRS).values()} and ENOUGH.keys() == REPAIRS.keys()
 
 
 def parameters(method: Callable[..., object]) -> list[tuple[str, object, object]]:
@@ -65,12 +86,18 @@ def test_all_are_called_alike(name: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_given_stays_as_it_was(name: str, training: bool) -> None:
     model, trigger = Planted("patch").train(training), trigger_of("patch")
-    before = copy.deepcopy(model.state_dict())
+    model.act.train(not training)
+    model.hidden.weight.requires_grad_(False)
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     made = fit(name, model, [trigger], *HELD)
+    assert torch.equal(state, torch.random.get_rng_state())
     if isinstance(made, nn.Module):
         shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in made.parameters()}
         assert made is not model and not made.training and not shared
-    assert model.training is training and all(p.requires_grad for p in model.parameters())
+    modes = {name: module.training is training for name, module in model.named_modules()}
+    assert modes == {"": True, "hidden": True, "act": False, "head": True}
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["hidden.weight"]
+    assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -81,6 +108,28 @@ def test_a_score_is_the_same_each_time(name: str) -> None:
     x = images_of(20, 1).images
     assert torch.equal(one.clean_scores, two.clean_scores) and torch.equal(one.score(x), two.score(x))
     assert one.score(x).shape == (20,) and torch.equal(one.score(HELD.images), one.clean_scores)
+
+
+@every_filter
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stamped_image_is_more_suspect_than_a_clean_one(name: str, kind: str) -> None:
+    model, trigger = Planted(kind), trigger_of(kind)
+    filtering = FILTERS[name].fit(model, [trigger], images_of(60).away(TARGET).images)
+    clean = images_of(60, 1).away(TARGET).images
+    assert metrics.auc(filtering.score(trigger(clean)), filtering.score(clean)) > 0.9
+    assert filtering.rejects(trigger(clean)).float().mean() > 0.9
+    assert filtering.rejects(clean).float().mean() < 0.2
+
+
+@every_repair
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repair_takes_the_planted_backdoor_out_and_leaves_the_rest(name: str, kind: str) -> None:
+    model, trigger = Planted(kind), trigger_of(kind)
+    known = [] if name == "detect and patch" else [trigger]  # which is to find it
+    repaired = ENOUGH[name].fit(model, known, *images_of(300), seed=1)
+    before, after = (judged(m, trigger) for m in (model, repaired))
+    assert before.asr.value == before.accuracy.value == 1
+    assert after.asr.value < 0.1 and after.accuracy.value > 0.95 and after.true_label.value > 0.9
 
 
 @every_repair
@@ -132,6 +181,23 @@ def test_labels_of_other_images_are_refused(name: str) -> None:
         fit(name, Planted("patch"), [trigger_of("patch")], HELD.images, HELD.labels[:5])
 
 
+@every_one
+def test_what_a_setting_cannot_be_is_refused_by_name(name: str) -> None:
+    one, nothing = (FILTERS | REPAIRS)[name], "nothing of the kind"
+    for f in fields(one):
+        bad = [-1, float("nan"), float("inf"), float("-inf"), True, None, ["a list"], (0.1, -2), {}]
+        for value in bad + [nothing] * (f.name != "layer"):  # any text may be a layer's name
+            with pytest.raises(ValueError, match=f.name):
+                replace(one, **{f.name: value})
+
+
+def test_detect_and_patch_refuses_before_it_scans() -> None:
+    with pytest.raises(ValueError, match=r"rule = 'gamma-pairs'.*LRED looks at none"):
+        DetectAndPatch(detector=LRED(), rule="gamma-pairs")
+    with pytest.raises(ValueError, match=r"suspected = \(3,\): classes from 0 to 2"):
+        DetectAndPatch(detector=LRED(), suspected=(3,)).fit(Planted("patch"), [], *HELD)
+
+
 # --- triggers
 
 
@@ -150,13 +216,3 @@ def test_recovered_names_a_class_that_is_not_there() -> None:
     for bad in (3, -1):
         with pytest.raises(ValueError, match=f"target = {bad}: the scan has classes 0 to 2"):
             recovered(scan_of("patch"), bad)
-
-
-def test_every_repair_takes_the_planted_backdoor_out(backdoored: tuple[Planted, Trigger]) -> None:
-    """A loop over repairs needs no cases."""
-    model, trigger = backdoored
-    repairs: list[Repair] = [THOROUGH, Pruning(), PatchEveryLabel(unlearning=THOROUGH)]
-    x, y = images_of(60, 3).away(TARGET)
-    for repair in repairs:
-        repaired = repair.fit(model, [trigger], *images_of(300), seed=1)
-        assert (repaired(trigger(x)).argmax(1) == y).float().mean() > 0.9

@@ -69,3 +69,15 @@ def test_too_few_clean_images_are_named():
         Strip().fit(planted.model(), (), CLEAN[:20])
     with pytest.raises(ValueError, match="100 or more"):
         Strip().entropy(planted.model(), TEST, CLEAN[:20])
+
+
+def test_a_blend_is_the_image_and_so_much_of_the_overlay():
+    shown = []
+
+    def model(x):
+        shown.append(x)
+        return torch.full((len(x), 2), 0.5)
+
+    x, over = torch.full((1, 1, 8, 8), 0.4), torch.full((3, 1, 8, 8), 0.6)
+    Strip(overlays=3, alpha=0.5).entropy(model, x, over)
+    assert torch.allclose(torch.cat(shown), torch.tensor(0.7))

@@ -6,10 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from backdoors import KINDS, SIDE, TARGET, THOROUGH, Planted, images_of, judged, scan_of
+from backdoors import KINDS, SIDE, TARGET, THOROUGH, Planted, images_of, judged, scan_of, trigger_of
 from torch import Tensor
 
 from lib.mitigations import PatchEveryLabel, Trigger, Unlearning, triggers_of
+
+pytestmark = pytest.mark.long
 
 
 def test_patch_set_keeps_true_labels(backdoored: tuple[Planted, Trigger]) -> None:
@@ -78,3 +80,12 @@ def test_each_label_is_unlearned_with_a_seed_of_its_own() -> None:
         by_hand = how.fit(by_hand, [trigger], *data, seed=7 + i)
     x = data.images[:9]
     assert torch.equal(PatchEveryLabel(unlearning=how).fit(model, every, *data, seed=7)(x), by_hand(x))
+
+
+def test_unlearnings_rate_is_constant():
+    """Adam's first step moves a parameter by the rate, whatever the gradient; one batch is one step."""
+    model = Planted("patch")
+    how = Unlearning(sample=1.0, stamped=0.5, batch_size=300, lr=1e-3)
+    after = how.fit(model, [trigger_of("patch")], *images_of(300))
+    moved = max(float((a - b).abs().max()) for a, b in zip(model.parameters(), after.parameters()))
+    assert abs(moved - 1e-3) < 1e-5

@@ -14,6 +14,8 @@ from torch import nn
 from lib import models
 from lib.models import LAST_CONV, LAST_HIDDEN
 
+pytestmark = pytest.mark.long
+
 WIDTH = planted.K + 1  # hidden units of a planted model: one a class, one for the trigger
 IMAGES = planted.images(2).flatten(0, 1)
 

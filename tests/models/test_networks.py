@@ -1,38 +1,123 @@
-"""Networks: images to logits, drawn from their seed alone, and errors that name the thing."""
+"""What every network of the register must do: images to logits, drawn from its seed alone, errors that name it."""
+
+from functools import cache
 
 import pytest
 import torch
 
-from lib import data, models
+from lib import models
+from lib.models import LAST_HIDDEN, NETWORKS, network
 
-digits = data.load("digits")
+pytestmark = pytest.mark.long
+
+SMALLEST = {
+    "vgg16": 32,
+    "densenet": 4,
+    "nc-gtsrb": 8,
+    "vgg9": 16,
+    "lenet5": 12,
+    "nc-mnist": 16,
+    "usb-basic": 16,
+}
+K, MEAN, STD = 7, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+each = pytest.mark.parametrize("name", NETWORKS)
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
-def test_every_network_maps_images_to_logits(name):
-    shape = (1, 28, 28) if name in ("lenet5", "nc-mnist", "usb-basic") else (3, 32, 32)
-    net = models.network(name, n_classes=7, shape=shape).eval()
-    x = torch.rand(2, *shape)
-    assert net(x).shape == (2, 7) and torch.isfinite(net(x)).all()
+def shape_of(name: str) -> tuple[int, int, int]:
+    """The smallest images that it takes."""
+    return (3, *2 * [SMALLEST.get(name, 1)])
 
 
-def test_networks_are_drawn_from_their_seed_alone():
+def images(name: str, n: int = 3) -> torch.Tensor:
+    return torch.rand(n, *shape_of(name), generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def built(name: str) -> torch.nn.Sequential:
+    return network(name, n_classes=K, shape=shape_of(name), seed=1, mean=MEAN, std=STD).eval()
+
+
+def test_the_table_is_of_the_register():
+    assert set(SMALLEST) <= set(NETWORKS)
+
+
+@each
+def test_images_to_logits(name):
+    x = images(name)
+    with torch.no_grad():
+        z = built(name)(x)
+        assert z.shape == (3, K) and z.isfinite().all() and z.std() > 0
+        assert torch.equal(built(name)(x), z), "in evaluation mode the same images give the same logits"
+        torch.testing.assert_close(built(name)(x[:1]), z[:1], rtol=1e-3, atol=1e-4)
+
+
+@each
+def test_a_network_is_drawn_from_its_seed_alone(name):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    a, b, c = (models.network("small", n_classes=10, shape=(1, 16, 16), seed=s) for s in (1, 1, 2))
+    how = dict(n_classes=K, shape=shape_of(name), mean=MEAN, std=STD)
+    same, other = network(name, seed=1, **how), network(name, seed=2, **how)
     assert torch.equal(state, torch.random.get_rng_state())
-    x = digits.test_images[:3]
-    assert torch.equal(a(x), b(x)) and not torch.equal(a(x), c(x))
+    assert all(module.training for module in same.modules())
+    weights, again, anew = (m.state_dict() for m in (built(name), same, other))
+    assert list(weights) == list(again) and all(torch.equal(v, again[k]) for k, v in weights.items())
+    drawn = [k for k, v in weights.items() if v.ndim > 1 and not k.startswith("0.")]
+    assert drawn and not any(torch.equal(weights[k], anew[k]) for k in drawn)
+    # a fresh network has seen no image
+    assert all(v == 0 for k, v in weights.items() if k.endswith("num_batches_tracked"))
+    assert all((v == 0).all() for k, v in weights.items() if k.endswith("running_mean"))
 
 
-def test_normalisation_is_inside():
-    net = models.network("small", n_classes=10, shape=(1, 16, 16), mean=[0.5], std=[0.25])
-    x = digits.test_images[:2]
-    assert torch.allclose(net(x), net[1]((x - 0.5) / 0.25), atol=1e-6)
+@each
+def test_normalisation_is_inside(name):
+    x, (m, s) = images(name), (torch.tensor(v).view(-1, 1, 1) for v in (MEAN, STD))
+    half = network(name, n_classes=K, shape=shape_of(name), seed=1).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(built(name)(x), built(name)[1]((x - m) / s))
+        torch.testing.assert_close(half(x), built(name)[1]((x - 0.5) / 0.5))
 
 
-def test_impossible_networks_are_named():
-    with pytest.raises(ValueError, match="allowed are small"):
-        models.network("resnet19", n_classes=2, shape=(1, 8, 8))
-    with pytest.raises(ValueError, match="too small"):
-        models.network("nc-mnist", n_classes=2, shape=(1, 4, 4))
+@each
+def test_the_head_turns_what_is_hidden_into_logits(name):
+    model, x = built(name), images(name)
+    site = models.find(model, LAST_HIDDEN, x)
+    with torch.no_grad():
+        hidden, z = models.hidden(model, x, site), model(x)
+    assert hidden.shape == (3, site.width)
+    torch.testing.assert_close(models.head(model, site)(hidden), z)
+    torch.testing.assert_close(models.activations(model, x, site), hidden)
+    blank = models.silence(model, site, range(site.width))
+    torch.testing.assert_close(blank(x), models.head(model, site)(0 * hidden))
+
+
+@each
+def test_weights_go_through_a_state_dict(name):
+    other = network(name, n_classes=K, shape=shape_of(name), seed=2)
+    other.load_state_dict(built(name).state_dict())
+    x = images(name)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), built(name)(x))
+
+
+@each
+def test_what_it_cannot_take_is_refused_with_its_name_and_the_shape(name):
+    for shape in ((0, 8, 8), (8, 8), (1, 8.5, 8), (1, -8, 8)):
+        with pytest.raises(ValueError, match=r"shape = .*8.*: \(C, H, W\), whole numbers from 1"):
+            network(name, n_classes=K, shape=shape)
+    for bad in (0, 1, 2.5, "two"):
+        with pytest.raises(ValueError, match=f"n_classes = {bad!r}.*two or more classes"):
+            network(name, n_classes=bad, shape=shape_of(name))
+    for bad in ({"mean": [0.5]}, {"std": [1, 1, 0]}, {"std": []}):
+        with pytest.raises(ValueError, match=r"one for each of 3 channels, std above 0"):
+            network(name, n_classes=K, shape=shape_of(name), **bad)
+    if name in SMALLEST:
+        side = SMALLEST[name] - 1
+        with pytest.raises(
+            ValueError, match=rf"network '{name}' cannot take images of shape \(3, {side}, {side}\)"
+        ):
+            network(name, n_classes=K, shape=(3, side, side))
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"no network 'resnet19': allowed are small, .*densenet"):
+        network("resnet19", n_classes=2, shape=(1, 8, 8))
