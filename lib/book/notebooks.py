@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..settings import shown
+
+# nbformat checks schemas with jsonschema, which, where this is installed, compiles forty grammars of internet
+# addresses as it is imported: four seconds of every process, for what no notebook holds.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
 
