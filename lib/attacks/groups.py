@@ -62,6 +62,7 @@ CIFAR100 = Chessboard(amplitude=2, sources=tuple(range(15)), target=20, per_sour
 GROUPS: dict[str, Groups] = {
     "digits": DIGITS,
     "cifar10": CIFAR10,
+    "cifar10-jpeg": CIFAR10,  # a copy of the same images, as a folder
     "mnist": {"paper": MNIST},
     "fashion-mnist": {"paper": FASHION_MNIST},
     "gtsrb": {"paper": GTSRB},

@@ -22,8 +22,9 @@ class Descent(Detector):
     """Settings of the engine; the mask detectors inherit them.
 
     cost_waits: the mask's weight is 0 until `patience` successful rounds in a row.
-    stall: a class retires after so many rounds without a norm smaller by 1 % (`keep_last`: without a change), with
-        a moving cost only once that has been both up and down.
+    stall: a class retires after so many rounds without progress, with a moving cost only once that has been both up
+        and down. Progress is a norm below `threshold` times that of the last round with progress (`keep_last`: a
+        change as large, either way).
     keep_last: keep the last mask instead of the smallest successful one.
     record_every: record the masks at every so many rounds, norms and shares at all of them; 0 records nothing.
     """
@@ -40,6 +41,7 @@ class Descent(Detector):
     cost_down: float = number(2.0**1.5, least=1)
     patience: int = number(3, least=0)  # rounds in a row before the cost moves; 0 leaves it at cost_start
     stall: int = number(20, least=1)
+    threshold: float = number(0.99, above=0, most=1)
     keep_last: bool = False
     record_every: int = number(0, least=0)
 
@@ -89,6 +91,7 @@ class State:
         self.moments = [torch.zeros_like(t) for t in self.theta for _ in range(2)]
         self.cost = torch.full((b,), 0.0 if how.cost_waits else how.cost_start, device=device)
         self.smallest = torch.full((b,), torch.inf, device=device)
+        self.mark = self.smallest.clone()  # norm of the last round with progress
         self.ups, self.downs, self.stalled = (
             torch.zeros(b, dtype=torch.long, device=device) for _ in range(3)
         )
@@ -116,10 +119,12 @@ class State:
         mask, pattern = unit(self.seen[0]), unit(self.seen[1])
         norm, good = mask.sum((1, 2)), success >= self.how.pi - 1e-6
         eligible = good | self.how.keep_last
-        moved = norm < 0.99 * self.smallest
+        moved = norm < self.how.threshold * self.mark
         if self.how.keep_last:  # a fixed cost may let a mask grow before it shrinks: any change counts
-            moved |= norm > 1.01 * self.smallest
-        self.stalled = torch.where(eligible & moved, 0, self.stalled + 1)
+            moved |= norm > self.mark / self.how.threshold
+        moved &= eligible
+        self.stalled = torch.where(moved, 0, self.stalled + 1)
+        self.mark = torch.where(moved, norm, self.mark)
         better = (eligible & (norm < self.smallest)) | self.smallest.isinf() | self.how.keep_last
         at = self.index[better]
         self.mask[at], self.pattern[at], self.w_kept[at] = mask[better], pattern[better], self.w[better]
@@ -154,7 +159,7 @@ class State:
         self.theta, self.moments, self.seen = (
             [t[stay] for t in x] for x in (self.theta, self.moments, self.seen)
         )
-        for name in ("index", "w", "cost", "smallest", "ups", "downs", "stalled", "rose", "fell"):
+        for name in ("index", "w", "cost", "smallest", "mark", "ups", "downs", "stalled", "rose", "fell"):
             setattr(self, name, getattr(self, name)[stay])
         return int(done.sum())
 
