@@ -1,6 +1,6 @@
 # The RED Book.  `make help` lists what can be made.  Needs only Python >= 3.11 and make.
 PROFILE ?= smoke
-OFFLINE ?= 0
+CDN     ?= 0
 PORT    ?= 8000
 JOBS    ?=
 VENV    := .venv
@@ -12,7 +12,7 @@ PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do 
              "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
 off         := 0 no false
-BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out $(off),$(OFFLINE)),--offline)
+BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out $(off),$(CDN)),--cdn)
 TEST_FLAGS  ?= -n auto --dist loadgroup --no-loadscope-reorder
 # FAST=1: a minute, for each save; SLOW=1: all there is, for the night; neither: all but that
 TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book or browser or data)",$(if $(filter-out $(off),$(SLOW)),-m ""))
@@ -23,7 +23,7 @@ TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book o
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo '  make book PROFILE=laptop   real data (see data/README.md);  OFFLINE=1: pages without any external request'
+	@echo '  make book PROFILE=laptop   real data (see data/README.md);  CDN=1: a small site, whose pages load their scripts from a CDN'
 
 env: $(READY)  ## the environment alone, in .venv, from requirements.lock
 

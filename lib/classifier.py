@@ -200,7 +200,6 @@ def _trained(
             images=images, labels=labels, build=build, fit=fit, seed=spec.seed, progress=progress, **recipe
         )
         model, learnt = spec.attack.train(job)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     seconds = time.perf_counter() - started
     attack = spec.attack and spec.attack.with_learnt(learnt)
     made = Classifier(name=name, model=model.eval(), dataset=local, attack=attack, spec=spec)

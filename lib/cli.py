@@ -55,14 +55,17 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Chapters at once; default: one per core.")] = None,
     only: Annotated[list[str], typer.Option(help="Run just this chapter, such as 04.")] = [],
     force: Annotated[bool, typer.Option(help="Run chapters even if they are fresh.")] = False,
-    offline: Annotated[
-        bool, typer.Option(help="Pages without external requests (npm fetches scripts once).")
+    cdn: Annotated[
+        bool,
+        typer.Option(
+            "--cdn", help="Pages that load their scripts from a CDN, for a small site; else they hold them."
+        ),
     ] = False,
 ) -> None:
     """Run the chapters that are not fresh, and build _build/html/index.html."""
     from . import book
 
-    how: dict[str, Any] = {"jobs": jobs, "only": only, "force": force, "offline": offline}
+    how: dict[str, Any] = {"jobs": jobs, "only": only, "force": force, "cdn": cdn}
     with book.Bars() as bars:
         summary = book.make(book.find_root(), profile=profile, **how, progress=bars)
     _tell(summary, only=bool(only))
@@ -77,6 +80,12 @@ def _tell(report: "Summary", *, only: bool) -> None:
         raise typer.Exit(FAILED)
     pages = "" if only else ", pages built" if report.pages_built else ", pages up to date"
     typer.echo(f"{counts}{pages} in {report.seconds:.0f} s")
+    if report.lacking:
+        typer.echo(
+            f"the pages load their scripts from a CDN, for {report.lacking}: without a network equations stay LaTeX and "
+            "explorers blank",
+            err=True,
+        )
     if not only:
         typer.echo(f"open {report.index}")
 

@@ -370,8 +370,9 @@ class _Listing(NamedTuple):
                 raise DataError(f"{folder}: {both}; they must be the same ({odd} in one alone)")
             if len(train_classes) < 2:
                 raise DataError(f"{folder} has classes {train_classes}: two or more are needed")
+            here = len(os.path.join(folder, ""))
             listing = [
-                (os.path.relpath(file, folder), known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+                (file[here:], known.st_size, known.st_mtime_ns, known.st_ctime_ns)
                 for file, _ in train + test
                 for known in [os.stat(file)]
             ]

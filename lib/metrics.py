@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from scipy.stats import binomtest, fisher_exact
+from scipy.stats import binomtest
 from torch import Tensor
 
 
@@ -99,7 +99,7 @@ class Collateral:
     label: int
     stamped: Rate
     clean: Rate
-    p_value: float  # one-sided Fisher exact test of "stamped is higher"
+    p_value: float  # one-sided exact McNemar test of "stamped is higher"
 
     def suffers(self, level: float = 0.05) -> bool:
         """Is the stamped share significantly higher than the clean confusion?"""
@@ -109,8 +109,10 @@ class Collateral:
 def collateral_damage(stamped: Tensor, clean: Tensor, labels: Tensor, target: int) -> list[Collateral]:
     """Per class other than `target`: share sent to it with the pattern and without.
 
-    This is L-RED's Definition A.1. "Significantly higher" is not quantified in the paper; here it is a
-    one-sided Fisher exact test, uncorrected.
+    This is L-RED's Definition A.1. "Significantly higher" is not quantified in the paper; here it is a one-sided
+    exact McNemar test (McNemar 1947), uncorrected: the same image is asked about twice, so what counts are the
+    images that arrive with the pattern alone and those that arrive without it alone. Were the pattern without effect,
+    either would be as likely.
 
     stamped, clean: (N,) predictions on the same images with and without the pattern.
     labels: (N,) their true labels.
@@ -118,9 +120,10 @@ def collateral_damage(stamped: Tensor, clean: Tensor, labels: Tensor, target: in
     found = []
     for label in sorted(set(labels.tolist()) - {target}):
         of = labels == label
-        a, b = rate(stamped[of] == target), rate(clean[of] == target)
-        table = [[a.count, a.total - a.count], [b.count, b.total - b.count]]
-        found.append(Collateral(label, a, b, float(fisher_exact(table, alternative="greater")[1])))
+        with_it, without = stamped[of] == target, clean[of] == target
+        gained, lost = int((with_it & ~without).sum()), int((without & ~with_it).sum())
+        p = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
+        found.append(Collateral(label, rate(with_it), rate(without), float(p)))
     return found
 
 

@@ -32,7 +32,7 @@ class Recipe(Settings):
     weight_decay: float = number(0.0, least=0)
     schedule: str = choice("one-cycle", ("one-cycle", "cosine", "constant"))
     augment: bool = False  # random crop with padding 4 and horizontal flip
-    bf16: bool = False  # bfloat16 autocast and channels-last; used on CUDA alone
+    bf16: bool = False  # bfloat16 autocast; used on CUDA alone
 
 
 RECIPES: dict[str, Recipe] = {
@@ -91,8 +91,6 @@ def fit(
     device = images.device
     model.to(device).train()
     fast = how.bf16 and device.type == "cuda"
-    if fast:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator(device).manual_seed(seed)
     optimiser, scheduler = _optimiser(model, how, -(-len(labels) // how.batch_size))
     with (

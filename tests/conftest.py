@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group: tests that one worker runs")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker begins with the book, the others with what is long; all of them end with its pages.
 
@@ -101,23 +102,19 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def book() -> Built:
-    """Build the smoke book in _build/test, reusing fresh chapters; offline where npm is to be had."""
+    """Build the smoke book in _build/test, reusing fresh chapters; whole where npm is to be had."""
     from filelock import FileLock
 
-    from lib.book import BookError, jupyter_book, make, plan
+    from lib.book import make, plan
 
     build = ROOT / "_build"
     build.mkdir(exist_ok=True)
     with FileLock(build / "test.lock"):
-        try:
-            offline = bool(jupyter_book.vendor(ROOT))
-        except BookError:
-            offline = False
-        summary = make(ROOT, profile="smoke", offline=offline, pages_in=build / "test")
+        summary = make(ROOT, profile="smoke", pages_in=build / "test")
         chapters = {c.name: c.executed for c in plan(ROOT, "smoke") if c.fresh}
     return Built(
         html=summary.index.parent,
         executed=chapters,
-        offline=offline,
+        offline=not summary.lacking,
         failures=tuple(map(str, summary.failures)),
     )

@@ -67,6 +67,19 @@ def test_collateral_damage_is_told_from_clean_confusion():
     assert found[0].stamped.value == 0.3 and found[1].clean.count == 4
 
 
+def test_collateral_damage_compares_the_same_images():
+    """A class of which 40 of 100 arrive anyway: 12 more with the pattern are no chance, for none of the 40 is lost."""
+    labels, clean = torch.zeros(100, dtype=torch.long), torch.zeros(100, dtype=torch.long)
+    clean[:40] = 1
+    stamped = clean.clone()
+    stamped[40:52] = 1
+    (found,) = metrics.collateral_damage(stamped, clean, labels, 1)
+    assert found.p_value == pytest.approx(0.5**12) and (found.stamped.count, found.clean.count) == (52, 40)
+    stamped[:12] = 0  # as many lost as gained
+    assert metrics.collateral_damage(stamped, clean, labels, 1)[0].p_value > 0.5
+    assert metrics.collateral_damage(clean, clean, labels, 1)[0].p_value == 1
+
+
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 60), st.floats(0.5, 0.999))
 def test_wilson_interval_against_its_formula(count, more, confidence):

@@ -80,7 +80,10 @@ def test_a_rule_flags_as_many_clean_models_as_it_says(name, k):
     rng, n = np.random.default_rng(k), 1500
     found = np.mean([RULES[name](null(name, rng, k)).attacked for _ in range(n)])
     told = RULES[name].false_alarms(k)
-    assert RULES[name](null(name, rng, k)).false_positive_rate == told
+    own = RULES[name](null(name, rng, k)).false_positive_rate
+    assert own == pytest.approx(told, abs=0.02 * (name == "mad-or-quarter")), (
+        "the union's follows the norms' spread"
+    )
     assert found == pytest.approx(told, abs=4 * math.sqrt(told * (1 - told) * (1 / n + 1 / 4000)))
 
 

@@ -138,20 +138,22 @@ def test_a_zoo_that_cannot_be_written_names_the_remedy(tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("seed", [0])
-def test_mnist_local_chessboard_is_caught(seed):
+@pytest.mark.parametrize(
+    ("n_train", "clean_seeds"), [(20_000, 1), pytest.param(None, 3, marks=pytest.mark.slow)]
+)
+def test_mnist_local_chessboard_is_caught(n_train, clean_seeds):
     """The paper's MNIST attack on real files: p < 1e-3 and target 8 (Table 4 reports underflow)."""
     root = Path(os.environ.get("REDBOOK_DATA", ROOT / "data" / "cache"))
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip("no MNIST under REDBOOK_DATA")
-    attack = attacks.group("paper", "mnist", seed=seed)
-    c = zoo.get(zoo.Spec(dataset="mnist", network="lenet5", recipe="laptop", attack=attack, seed=seed))
-    assert c.metrics["cta"] > 0.98 and c.metrics["asr"] > 0.9
+    spec = zoo.Spec(dataset="mnist", network="lenet5", recipe="laptop", n_train=n_train)
+    c = zoo.get(spec, attack=attacks.group("paper", "mnist"))
+    assert c.metrics["cta"] > (0.97 if n_train else 0.98) and c.metrics["asr"] > 0.9
     verdict = anomaly.gamma(c.scan(detectors.LRED()).statistics)
     assert verdict.targets == (8,) and verdict.p_value < 1e-3
     flagged = []
-    for s in range(3):
-        clean = zoo.get(zoo.Spec(dataset="mnist", network="lenet5", recipe="laptop", seed=s))
+    for s in range(clean_seeds):
+        clean = zoo.get(spec, seed=s)
         judged = anomaly.calibrated(clean.scan(detectors.LRED()).statistics)
         print(f"clean seed {s}: calibrated p = {judged.p_value:.3g}")
         flagged.append(judged.attacked)

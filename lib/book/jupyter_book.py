@@ -35,18 +35,16 @@ def index(output: Path) -> Path:
     return output / "_build" / "html" / "index.html"
 
 
-def render(root: Path, run: Sequence[Chapter], *, output: Path, offline: bool) -> bool:
+def render(root: Path, run: Sequence[Chapter], *, output: Path, whole: bool) -> bool:
     """Build output/_build/html; False where it was up to date.
 
     run: the chapters, executed.
-    offline: fetch first what the pages would load from a CDN, and load nothing from there.
+    whole: do the pages hold what they load (`vendor` has fetched it), or is it on a CDN?
     Raises BookError, with the warnings, when Jupyter Book gives any.
     """
-    if offline:
-        vendor(root)
     output = output.absolute()
     stage = output / "_build" / "stage"
-    wanted = dict(_files(root, run, offline))
+    wanted = dict(_files(root, run, whole))
     _write(stage, wanted)
     digest = hashlib.sha256(version("jupyter-book").encode())
     for name in sorted(wanted):
@@ -63,30 +61,30 @@ def render(root: Path, run: Sequence[Chapter], *, output: Path, offline: bool) -
     return True
 
 
-def _files(root: Path, run: Sequence[Chapter], offline: bool) -> Iterator[tuple[str, bytes]]:
+def _files(root: Path, run: Sequence[Chapter], whole: bool) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files to stage."""
     import nbformat
 
     yield "_toc.yml", (root / "_toc.yml").read_bytes()
-    yield "_config.yml", _config(root, offline)
+    yield "_config.yml", _config(root, whole)
     for path in sorted((root / "book").rglob("*")):
         name = path.relative_to(root)
         apart = any(part.startswith(".") or part in APART for part in name.parts)
-        if path.is_file() and not apart and (offline or not name.is_relative_to(VENDOR)):
+        if path.is_file() and not apart and (whole or not name.is_relative_to(VENDOR)):
             yield name.as_posix(), path.read_bytes()
     for chapter in run:
         book = notebooks.merge(chapter.source, chapter.executed)
         yield f"notebooks/{chapter.name}.ipynb", nbformat.writes(book).encode()
 
 
-def _config(root: Path, offline: bool) -> bytes:
-    """The book's configuration, with execution off and, offline, with our copies of the scripts."""
+def _config(root: Path, whole: bool) -> bytes:
+    """The book's configuration, with execution off and, where pages are to be whole, with our copies of the scripts."""
     import yaml
 
     text = (root / "_config.yml").read_bytes()
     config: dict[str, Any] = yaml.safe_load(text) or {}
     config.setdefault("execute", {})["execute_notebooks"] = "off"
-    if offline:
+    if whole:
         # in this order: require.js, an AMD configuration that finds anywidget beside itself, the manager
         config.setdefault("sphinx", {}).setdefault("config", {}).update(
             mathjax_path="vendor/tex-svg-full.js",
@@ -145,17 +143,20 @@ def _without_thebe(html: Path) -> None:
             page.write_text(script.sub("", text))
 
 
-def vendor(root: Path) -> Path:
-    """Fetch into book/_static/vendor what pages load from a CDN, with npm.
+def vendor(root: Path) -> Path | None:
+    """Fetch into book/_static/vendor, once and with npm, what pages would load from a CDN.
 
-    Which versions, book/package.json says. Raises BookError where npm is missing or fails.
+    Which versions, book/package.json says; a book without one needs nothing. Raises BookError where npm is missing or
+    fails.
     """
     folder, package = root / VENDOR, root / "book" / "package.json"
+    if not package.is_file():
+        return None
     stamp, want = folder / "complete.txt", hashlib.sha256(package.read_bytes() + b"fonts").hexdigest()
     if stamp.exists() and stamp.read_text() == want:
         return folder
     if not (npm := shutil.which("npm")):
-        raise BookError("an offline book needs npm, to fetch its pages' scripts once; there is none here")
+        raise BookError("there is no npm here to fetch them with")
     work = root / "_build" / "vendor"
     work.mkdir(parents=True, exist_ok=True)
     shutil.copy(package, work)
@@ -168,8 +169,8 @@ def vendor(root: Path) -> Path:
         stderr=subprocess.STDOUT,
     )
     if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-8:])
-        raise BookError(f"npm could not fetch the scripts of the pages:\n{said}")
+        said = " ".join(line for line in done.stdout.splitlines() if "error" in line.lower())
+        raise BookError(f"npm could not fetch them ({said[:200] or done.returncode})")
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in json.loads(package.read_text())["vendor"].items():
         shutil.copy(work / "node_modules" / source, folder / name)

@@ -43,3 +43,8 @@ class Bars(Progress):
             self._bars.update(self._tasks[name], description=f"[red]{name} failed")
         if not self.console.is_terminal:
             self.console.print(f"{name}: " + ("failed" if seconds is None else f"{seconds:.1f} s"))
+
+    def left(self, chapters: int, seconds: float) -> None:
+        if chapters:
+            long = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+            self.console.print(f"{chapters} more chapters, about {long}")

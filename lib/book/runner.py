@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,12 +40,22 @@ class Chapter:
     @property
     def fresh(self) -> bool:
         """Has it been run, all of it, with this very key?"""
+        return self._stamp.get("key") == self.key
+
+    @property
+    def seconds(self) -> float | None:
+        """How long its last run took, with whatever key; None where nobody knows."""
+        found = self._stamp.get("seconds")
+        return float(found) if isinstance(found, (int, float)) else None
+
+    @property
+    def _stamp(self) -> Mapping[str, Any]:
         if not self.executed.exists():
-            return False
+            return {}
         try:
-            return notebooks.read(self.executed).metadata.get("redbook", {}).get("key") == self.key
+            return dict(notebooks.read(self.executed).metadata.get("redbook", {}))
         except BookError:
-            return False  # cut short by something that is not us: run it again
+            return {}  # cut short by something that is not us: run it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +87,29 @@ class Progress:
     def finish(self, name: str, seconds: float | None) -> None:
         """`name` is done, after `seconds`; None: it failed."""
 
+    def left(self, chapters: int, seconds: float) -> None:
+        """So many chapters have not ended yet, and should take so long."""
+
+
+class Forecast:
+    """How long the chapters that have not ended will take, from what they took the last time.
+
+    One that never ran is taken to be like the others that are known.
+    """
+
+    def __init__(self, last: Mapping[str, float | None], *, jobs: int) -> None:
+        self.last, self.jobs = dict(last), jobs
+        self.took: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
+
+    def left(self, now: float) -> tuple[int, float]:
+        """Chapters, and seconds from `now` on (both of one clock)."""
+        known = [s for s in {**self.last, **self.took}.values() if s is not None]
+        typical = sum(known) / len(known) if known else 0.0
+        open_ = {name: typical if s is None else s for name, s in self.last.items() if name not in self.took}
+        rest = [max(0.0, s - (now - self.begun.get(name, now))) for name, s in open_.items()]
+        return len(rest), max(sum(rest) / self.jobs, max(rest, default=0.0))
+
 
 def cores() -> int:
     """Cores that this process may use."""
@@ -91,6 +125,7 @@ class Runner:
     def __init__(self, root: Path, *, jobs: int, progress: Progress) -> None:
         self.root, self.jobs, self.progress = root, max(1, jobs), progress
         self._children: set[subprocess.Popen[str]] = set()
+        self._forecast = Forecast({}, jobs=self.jobs)
         self._lock = threading.Lock()
         self._stopping = False
 
@@ -106,13 +141,21 @@ class Runner:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, todo: Iterable[Chapter]) -> list[Failure]:
-        """Run `todo`, as many at once as there are jobs; the failures, in the order of the chapters."""
-        futures = [self._pool.submit(self.run_one, chapter) for chapter in todo]
-        return [failure for future in futures if (failure := future.result())]
+        """Run `todo`, as many at once as there are jobs; the failures, in the order of the chapters.
+
+        Those that took longest the last time begin first, so that none of them runs alone at the end.
+        """
+        todo = list(todo)
+        last = {chapter.name: chapter.seconds for chapter in todo}
+        self._forecast = Forecast(last, jobs=self.jobs)
+        order = sorted(todo, key=lambda chapter: -(last[chapter.name] or 0.0))
+        futures = {chapter.name: self._pool.submit(self.run_one, chapter) for chapter in order}
+        return [failure for chapter in todo if (failure := futures[chapter.name].result())]
 
     def run_one(self, chapter: Chapter) -> Failure | None:
         """Run one chapter in a child process; blocks until it is done."""
         self.progress.start(chapter.name)
+        begun = self._forecast.begun[chapter.name] = time.monotonic()
         with self._lock:
             if self._stopping:
                 return Failure(chapter=chapter.name, cell=None, error="interrupted", kept=None)
@@ -147,6 +190,9 @@ class Runner:
         ok = child.returncode == 0 and "seconds" in last
         if not self._stopping:
             self.progress.finish(chapter.name, last["seconds"] if ok else None)
+            with self._lock:
+                self._forecast.took[chapter.name] = time.monotonic() - begun
+                self.progress.left(*self._forecast.left(time.monotonic()))
         return None if ok else self._failure(chapter, last, child.returncode)
 
     def _spawn(self) -> subprocess.Popen[str]:

@@ -150,6 +150,20 @@ def clip(x: Tensor) -> Tensor:
     return torch.where((x >= 0) & (x <= 1), x, x.detach().clamp(0, 1))
 
 
+def of_others(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """All images (N, C, H, W), and for each class the positions (K, M) of those of the other classes, shuffled.
+
+    Their order does not depend on how the classes are numbered. clean: (K, n, C, H, W).
+    """
+    k, n = clean.shape[:2]
+    images = clean.flatten(0, 1)
+    weight = torch.rand(clean.shape[2:], generator=torch.Generator().manual_seed(0)).to(clean)
+    by_content = (images * weight).flatten(1).sum(1).argsort()
+    order = by_content[torch.randperm(k * n, generator=generator, device=generator.device).to(clean.device)]
+    label = order // n
+    return images[order], torch.stack([torch.nonzero(label != t).flatten() for t in range(k)])
+
+
 def seeded(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
     """The generator given, or where there is none one of seed 0 on `device`."""
     return generator or torch.Generator(device).manual_seed(0)

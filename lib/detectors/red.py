@@ -52,7 +52,8 @@ class Ascent(Detector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.delta, float):
-            object.__setattr__(self, "delta", tuple(map(float, self.delta)))
+            pair = tuple(map(float, self.delta))
+            object.__setattr__(self, "delta", pair[0] if pair[0] == pair[1] else pair)  # one search, one name
 
     @property
     def step(self) -> tuple[float, float]:

@@ -39,6 +39,11 @@ class TaborStyle(NeuralCleanse):
     blocking: float = number(0.0, least=0)
     overlaying: float = number(0.01, least=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "pooled" and self.blocking:
+            raise ValueError(f"blocking = {self.blocking}: mode 'pooled' forgets whose class an image is of")
+
     def extra(self) -> Extra:
         return self.terms
 

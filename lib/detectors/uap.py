@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..models import Cost, frozen, log_posterior
 from ..settings import Settings, number
-from .base import Run, clip
+from .base import Run, clip, of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,7 @@ class Walk(Settings):
     """Settings of Algorithm 1; `USB` inherits them."""
 
     theta: float = number(0.6, above=0, below=1)  # share of images that must be sent to the target
-    radius: float = number(
-        float("inf"), above=0, most=float("inf")
-    )  # of the l2 ball that the perturbation is kept in
+    radius: float = number(float("inf"), above=0, most=float("inf"))  # of the l2 ball that v is kept in
     passes: int = number(5, least=1)  # over the images, at most
     deepfool_steps: int = number(10, least=1)  # per image, at most
     overshoot: float = number(0.02, least=0)
@@ -32,38 +30,39 @@ class Walk(Settings):
 def universal_perturbations(run: Run, how: Walk, *, start: Tensor | None = None) -> Tensor:
     """Algorithm 1 for all K targets side by side: v (K, C, H, W) that sends more than theta of the others there.
 
+    Whether it does is asked after each image of the first pass that has moved v, and after every later pass: the
+    printed loop asks after passes alone, but two to nine images are often enough, and each adds to v's length.
     start: perturbations to go on from, zeros without. A target that does not get there within `passes` keeps its
     last v.
     """
     model, clean, cost, (k, _, *shape) = run.model, run.clean, run.cost, run.clean.shape
-    images, visits = _visits(clean, run.generator)
+    images, visits = of_others(clean, run.generator)
     v = torch.zeros(k, *shape, device=clean.device) if start is None else start.to(clean).clone()
-    window = min(50, visits.shape[1])
     with (
         cost.clock(),
         frozen(model),
         tqdm(total=k, desc="universal", disable=not run.progress, leave=False) as bar,
     ):
-        active = _unfooled(model, images, visits, v, torch.arange(k, device=clean.device), how.theta, cost)
-        bar.update(k - len(active))
-        for _ in range(how.passes):
-            hits = torch.zeros(k, visits.shape[1], device=clean.device)
+        active = torch.arange(k, device=clean.device)
+
+        def look(at: Tensor) -> Tensor:
+            """Which targets go on, once those `at` have been looked at."""
+            done = at[_share(model, images, visits, v, at, cost) > how.theta]
+            bar.update(len(done))
+            return active[~torch.isin(active, done)]
+
+        active = look(active)
+        for turn in range(how.passes):
             for i in range(visits.shape[1]):
                 if not len(active) or run.stopped:
                     return v
                 x = images[visits[active, i]]
-                move, hit = deepfool(model, x, v[active], active, how, cost, n_classes=k)
+                move, there = deepfool(model, x, v[active], active, how, cost, n_classes=k)
                 v[active] = project(v[active] + move, how.radius)
-                hits[active, i] = hit.float()
-                last = i + 1 == visits.shape[1]
-                lately = hits[active, max(0, i + 1 - window) : i + 1].mean(1)
-                seems = (lately > how.theta) & (i + 1 >= window)
-                if last or (seems.any() and i % 10 == 0):
-                    asked = active if last else active[seems]
-                    still = _unfooled(model, images, visits, v, asked, how.theta, cost)
-                    done = asked[~torch.isin(asked, still)]
-                    active = active[~torch.isin(active, done)]
-                    bar.update(len(done))
+                if turn == 0 and not there.all():
+                    active = look(active[~there])
+            if turn:
+                active = look(active)
     return v
 
 
@@ -103,31 +102,15 @@ def project(v: Tensor, radius: float) -> Tensor:
     return v * (radius / norm).clamp_max(1)[:, None, None, None]
 
 
-def _visits(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All images (N, C, H, W), and for each target the positions (K, M) of the images of other classes.
-
-    Their order does not depend on how the classes are numbered.
-    """
-    k, n = clean.shape[:2]
-    images = clean.flatten(0, 1)
-    weight = torch.rand(clean.shape[2:], generator=torch.Generator().manual_seed(0)).to(clean)
-    by_content = (images * weight).flatten(1).sum(1).argsort()
-    order = by_content[torch.randperm(k * n, generator=generator, device=generator.device).to(clean.device)]
-    label = order // n
-    visits = torch.stack([torch.nonzero(label != t).flatten() for t in range(k)])
-    return images[order], visits
-
-
 @torch.no_grad()
-def _unfooled(
-    model: nn.Module, images: Tensor, visits: Tensor, v: Tensor, targets: Tensor, theta: float, cost: Cost
+def _share(
+    model: nn.Module, images: Tensor, visits: Tensor, v: Tensor, targets: Tensor, cost: Cost
 ) -> Tensor:
-    """Those of `targets` whose v sends no more than theta of the other classes' images there."""
-    still = []
-    for t in targets.tolist():
-        x = (images[visits[t]] + v[t]).clamp(0, 1)
-        cost.forward += len(x)
-        hits = torch.cat([log_posterior(model, part, len(v)).argmax(1) == t for part in x.split(1000)])
-        if hits.float().mean() <= theta:
-            still.append(t)
-    return torch.tensor(still, dtype=torch.long, device=images.device)
+    """The share of the other classes' images that v sends to each of these targets, (A,)."""
+    shares = []
+    for some in targets.split(max(1, 1000 // visits.shape[1])):
+        x = (images[visits[some]] + v[some, None]).clamp(0, 1)
+        cost.forward += x.shape[0] * x.shape[1]
+        said = log_posterior(model, x.flatten(0, 1), len(v)).argmax(1).view(x.shape[:2])
+        shares.append((said == some[:, None]).float().mean(1))
+    return torch.cat(shares)

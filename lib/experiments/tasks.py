@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import attacks, fingerprint, metrics, models, zoo
+from .. import attacks, data, fingerprint, metrics, models, zoo
 from ..attacks import AttackError, InputAware
 from ..attacks.base import Attack, SingleAttack
 from ..classifier import Classifier, Spec, scanning_code, training_code
@@ -176,9 +176,15 @@ class AttackTask:
         return [float(row[name]) for name in ("asr", "cta", "clean_cta", "norm")]
 
     def _from_gallery(self) -> Attack:
-        images = self.spec.load_data()
-        kind: dict[str, Any] = {"target": self.target, "n_classes": images.n_classes}
-        return attacks.gallery(images.shape, **kind, seed=self.spec.seed)[self.name]
+        shape, k = _kind(str(data.root_folder()), self.spec.dataset, self.spec.classes, self.spec.n_train)
+        return attacks.gallery(shape, target=self.target, n_classes=k, seed=self.spec.seed)[self.name]
+
+
+@lru_cache(maxsize=64)
+def _kind(root: str, dataset: str, classes: tuple[int, ...] | None, n_train: int | None) -> tuple[Any, int]:
+    """Shape and number of classes of an image set, which a table's tasks ask for a hundred times."""
+    images = data.load(dataset, root=root, classes=classes, n_train=n_train)
+    return images.shape, images.n_classes
 
 
 def of_gallery(

@@ -203,8 +203,38 @@ def test_what_is_no_part_of_the_pages_is_not_staged(small):
         (small / folder).mkdir()
         (small / folder / "make.py").write_text("1")
     (small / "book/more.md").write_text("# More\n")
-    staged = {name for name, _ in jupyter_book._files(small, [], offline=False)}
+    staged = {name for name, _ in jupyter_book._files(small, [], whole=False)}
     assert {"_toc.yml", "_config.yml", "book/intro.md", "book/more.md", "book/_static/own.css"} == staged
+
+
+def test_what_is_left_is_told_from_what_chapters_took_the_last_time():
+    forecast = runner.Forecast({"a": 10.0, "b": None, "c": 30.0}, jobs=2)
+    assert forecast.left(now=0.0) == (3, 30.0), "b is like the others: 60 s for two at once"
+    forecast.begun |= {"a": 0.0, "c": 5.0}
+    forecast.took["a"] = 12.0
+    assert forecast.left(now=15.0) == (2, 21.0), "c has 20 s left, b takes 21, the mean of 12 and 30"
+    forecast.took |= {"b": 1.0, "c": 40.0}
+    assert forecast.left(now=50.0) == (0, 0.0)
+    assert runner.Forecast({"a": None}, jobs=1).left(now=0.0) == (1, 0.0)
+
+
+@pytest.mark.long
+def test_where_scripts_cannot_be_fetched_the_pages_are_made_and_say_what_they_lack(tmp_path, monkeypatch):
+    root = make_root(tmp_path / "book", {})
+    (root / "notebooks/profiles/smoke.yml").write_text("{}\n")
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
+    (root / "book/package.json").write_text('{"vendor": {}}')
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error no network'; exit 1\n")
+    npm.chmod(0o755)
+    for there, said in ((None, "there is no npm here"), (str(npm), "npm error no network")):
+        monkeypatch.setattr(jupyter_book.shutil, "which", lambda name, there=there: there)
+        summary = book.make(root)
+        assert said in summary.lacking and summary.index.is_file()
+        assert "vendor/" not in (root / "_build/stage/_config.yml").read_text()
+    assert not book.make(root, cdn=True).lacking
+    (root / "book/package.json").unlink()
+    assert not book.make(root).lacking, "a book that loads nothing lacks nothing"
 
 
 def test_the_book_needs_no_torch():

@@ -66,7 +66,7 @@ def numbers(root: Path) -> dict[str, dict]:
     return {p.stem: notebooks.glued(p) for p in sorted((root / "_build/executed/smoke").glob("*.ipynb"))}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_build_killed_at_random_goes_on_and_leaves_nobody(kills, tmp_path):
     """From nothing, and from the other version's pages to this one's, with kernels and Sphinx wherever they are."""
     root = make_root(tmp_path / "book", {"01_a": "1", "02_b": "2"})

@@ -262,9 +262,13 @@ def test_the_ledger_counts_every_image_once(scanned, name):
 @each
 def test_what_it_says_of_its_triggers_is_so(scans, name):
     scan = scans(name)
-    size = scan.pattern.flatten(1).norm(dim=1) if scan.mask is None else scan.mask.sum((1, 2))
-    torch.testing.assert_close(scan.norms, size)
-    assert scan.norm_name == ("L2 norm of the pattern" if scan.mask is None else "L1 norm of the mask")
+    sizes = {
+        "L2 norm of the pattern": lambda: scan.pattern.flatten(1).norm(dim=1),
+        "L1 norm of the mask": lambda: scan.mask.sum((1, 2)),
+        "L1 norm of mask x pattern": lambda: (scan.mask[:, None] * scan.pattern).abs().sum((1, 2, 3)),
+    }
+    assert (scan.norm_name == "L2 norm of the pattern") == (scan.mask is None)
+    torch.testing.assert_close(scan.norms, sizes[scan.norm_name]())
     if scan.pair_norms is not None:
         off = ~torch.eye(planted.K, dtype=torch.bool)
         assert scan.pair_norms[off].isfinite().all() and scan.pair_norms.diagonal().isnan().all()

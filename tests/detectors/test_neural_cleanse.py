@@ -121,6 +121,54 @@ def test_a_problem_does_not_notice_the_others() -> None:
     assert together.steps.min() < together.steps.max()  # some retired before others
 
 
+def shrinking(how: Descent, factor: float, rounds: int) -> State:
+    """The state after rounds that all succeed, with masks that lose a share of their norm each time."""
+    start = torch.full((10, 10), 0.9), torch.full((1, 10, 10), 0.5)
+    state = State(how, start, 1, 3, torch.device("cpu"))
+    state.rose, state.fell = torch.ones(2, 1, dtype=torch.bool)
+    for turn in range(rounds):
+        mask = torch.full((1, 10, 10), 0.9 * factor**turn)
+        state.seen = [inverse_unit(mask), state.theta[1]]
+        state.look(torch.ones(1))
+        if state.retire(turn + 1, last=False):
+            break
+    return state
+
+
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_a_mask_that_shrinks_slowly_is_not_stalled(keep_last: bool) -> None:
+    """Half a percent a round is 1 % every other round; a mask that stays as it is retires after `stall` rounds."""
+    how = NeuralCleanse(stall=5, keep_last=keep_last)
+    assert len(shrinking(how, 0.995, 60).index) == 1
+    still = shrinking(how, 1.0, 60)
+    assert not len(still.index) and still.rounds.tolist() == [6] and still.converged.tolist() == [True]
+    strict = dataclasses.replace(how, threshold=0.5)
+    assert shrinking(strict, 0.995, 60).rounds.tolist() == [6], "half of it is asked for"
+    any_ = dataclasses.replace(how, threshold=1.0)
+    assert len(shrinking(any_, 0.9999, 60).index) == 1
+
+
+def test_the_released_codes_batches_are_of_its_size() -> None:
+    asked: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            return inner(x)
+
+    inner, how = planted.model(1), dataclasses.replace(neural_cleanse.PRESETS["nc-released"], max_rounds=1)
+    clean = planted.images(20)
+    scan = how.scan(Counting(), clean)
+    assert set(asked[: how.round_steps]) == {32 * 4}, "four targets, 32 images each"
+    assert scan.weights is not None and torch.allclose(scan.weights.sum(1), torch.ones(4))
+    both = [dataclasses.replace(QUICK, mode=mode, batch=60).scan(inner, clean) for mode in ("all", "pooled")]
+    assert torch.allclose(both[0].norms, both[1].norms, rtol=0.05), (
+        "all images each time: the order alone differs"
+    )
+    with pytest.raises(ValueError, match="forgets whose class"):
+        TaborStyle(mode="pooled", blocking=0.1)
+
+
 def test_the_cost_goes_up_and_down_and_starts_anew() -> None:
     how = dataclasses.replace(QUICK, record_every=5, cost_waits=True)
     t = how.scan(planted.model(1), CLEAN).trajectory

@@ -71,6 +71,25 @@ def test_the_universal_perturbation_reaches_theta_and_is_shortest_towards_the_ba
     assert norms.argmin() == 1
 
 
+def test_theta_says_how_far_the_walk_goes() -> None:
+    """A larger share takes more images, so a longer v; and it is looked at before fifty of them."""
+    runs = {theta: Run.of(planted.model(1), planted.images(20)) for theta in (0.1, 0.6, 0.95)}
+    lengths = {
+        theta: universal_perturbations(run, Walk(theta=theta)).flatten(1).norm(dim=1).sum()
+        for theta, run in runs.items()
+    }
+    assert lengths[0.1] < lengths[0.6] < lengths[0.95]
+    assert runs[0.1].cost.backward < runs[0.95].cost.backward
+
+
+def test_the_text_and_the_code_measure_a_trigger_differently() -> None:
+    mask, trigger = (USB(statistic=name).scan(planted.model(1), CLEAN) for name in ("mask", "trigger"))
+    assert torch.equal(mask.mask, trigger.mask) and torch.equal(mask.pattern, trigger.pattern)
+    assert torch.allclose(mask.norms, mask.mask.sum((1, 2)))
+    assert torch.allclose(trigger.norms, (mask.mask[:, None] * mask.pattern).abs().sum((1, 2, 3)))
+    assert mask.norm_name != trigger.norm_name
+
+
 def test_a_ball_too_small_is_respected() -> None:
     v = universal_perturbations(Run.of(planted.model(1), CLEAN), Walk(radius=0.3, passes=1))
     assert v.flatten(1).norm(dim=1).max() <= 0.3 + 1e-5
