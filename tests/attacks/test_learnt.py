@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pretend
 import pytest
 import torch
 from attack_samples import CRAFTED, image_set, job, on_grid
@@ -134,3 +135,25 @@ def test_a_cross_trigger_in_training_is_that_of_another_image():
         assert sorted(whose[n : 2 * n].tolist()) == list(range(n, 2 * n))
         assert all(whose[i] != i for i in range(n, 2 * n))
         assert whose[2 * n :].tolist() == list(range(2 * n, len(x)))
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_training_attacks_are_the_same_elsewhere(name):
+    """On a GPU that is pretended (see `pretend`)."""
+    attack = replace(
+        CRAFTED[name], **{k: 2 for k in ("steps", "epochs", "mask_epochs") if hasattr(CRAFTED[name], k)}
+    )
+    here = job(epochs=2)
+    model, learnt = attack.train(here)
+    with pretend.device() as there:
+        on_it = replace(
+            here,
+            images=here.images.to(there),
+            labels=here.labels.to(there),
+            build=lambda: pretend.moved(here.build()),
+        )
+        model_, learnt_ = attack.train(on_it)
+        x = attack.with_learnt({k: v.cpu() for k, v in learnt_.items()}).embed(on_it.images)
+        assert x.device == there and learnt_.keys() == learnt.keys()
+        for a, b in zip(model.state_dict().values(), model_.state_dict().values(), strict=True):
+            assert torch.allclose(a, b.cpu(), atol=1e-4)

@@ -152,7 +152,9 @@ def test_committed_grids_can_be_read():
             assert {t.spec.dataset for t in tasks} == {"digits", "gtsrb32"}
 
 
-@pytest.mark.parametrize("name", ["digits", "comparison", "comparison_images", "step_length", "attacks"])
+@pytest.mark.parametrize(
+    "name", ["digits", "comparison", "comparison_images", "step_length", "attacks", "usb_size"]
+)
 def test_committed_tables_hold_the_rows_of_their_grids(name):
     tasks = grids.read_grid(ROOT / "data" / "grids" / f"{name}.yml")
     found = checks.check(tasks, ROOT / "data" / "results" / f"{name}.parquet")

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
 
+import pretend
 import pytest
 import torch
 from backdoors import KINDS, TARGET, THOROUGH, Oracle, Planted, both, images_of, judged, scan_of, trigger_of
@@ -99,6 +100,21 @@ def test_the_model_given_stays_as_it_was(name: str, training: bool) -> None:
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["hidden.weight"]
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@every_one
+def test_it_is_the_same_elsewhere(name: str) -> None:
+    """On a GPU that is pretended (see `pretend`)."""
+    trigger, x = trigger_of("patch"), images_of(20, 1).images
+    here = fit(name, Planted("patch"), [trigger], *HELD)
+    with pretend.device() as there:
+        held = [part.to(there) for part in HELD]
+        made = fit(name, pretend.moved(Planted("patch")), [trigger], *held)
+        if name in FILTERS:
+            assert torch.allclose(made.score(x.to(there)).cpu(), here.score(x), atol=1e-4)  # type: ignore[attr-defined]
+        else:
+            said = made(x.to(there))  # type: ignore[operator]
+            assert said.device == there and torch.allclose(said.cpu(), here(x), atol=1e-3)  # type: ignore[operator]
 
 
 @every_filter
