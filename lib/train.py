@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
+from .models.ask import channels_last
 from .settings import Settings, choice, number
 
 
@@ -88,8 +89,14 @@ def fit(
 
     Returns the model, in evaluation mode.  Raises RuntimeError if the loss stops being finite.
     """
+    model.to(images.device).train()
+    with channels_last(model):
+        _fit(model, images, labels, how, seed, progress)
+    return model.eval()
+
+
+def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: int, progress: bool) -> None:
     device = images.device
-    model.to(device).train()
     fast = how.bf16 and device.type == "cuda"
     generator = torch.Generator(device).manual_seed(seed)
     optimiser, scheduler = _optimiser(model, how, -(-len(labels) // how.batch_size))
@@ -115,7 +122,6 @@ def fit(
             if mean != mean or mean == float("inf"):
                 raise RuntimeError(f"the training loss became {mean}: lower lr (now {how.lr})")
             bar.set_postfix(loss=f"{mean:.4f}")
-    return model.eval()
 
 
 def _optimiser(

@@ -13,8 +13,8 @@ from lib import fingerprint
 ROOT = Path(__file__).resolve().parents[1]
 LIB = ROOT / "lib"
 FLOORS = (
-    {"files", "yaml_files", "settings", "fingerprint", "metrics", "anomaly", "data", "train", "prose"},
-    {"models", "book", "plot"},
+    {"files", "yaml_files", "settings", "fingerprint", "metrics", "anomaly", "data", "prose"},
+    {"models", "train", "book", "plot"},
     {"classifier", "attacks", "detectors"},
     {"zoo", "mitigations", "widgets"},
     {"experiments", "audit"},

@@ -179,8 +179,7 @@ def network(
 
         network("small", n_classes=10, shape=(1, 16, 16))
 
-    It is Sequential(Normalise, the architecture), its weights in channels-last order, which convolutions on CPU and GPU
-    take their faster path for: here alone, so training, scans and mitigations all have it.
+    It is Sequential(Normalise, the architecture).
     seed: draws the weights, without touching the global generator's state.
     mean, std: of the images, per channel; default 0.5.
     Raises ValueError for an unknown name, for images that the network cannot take, and for other numbers than these.
@@ -205,4 +204,4 @@ def network(
             made(torch.zeros(1, *shape))
     except RuntimeError as e:
         raise ValueError(f"network {name!r} cannot take images of shape {tuple(shape)}: {e}") from e
-    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return made

@@ -1,11 +1,13 @@
 """What every network of the register must do: images to logits, drawn from its seed alone, errors that name it."""
 
 from functools import cache
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
-from lib import models
+from lib import models, train
 from lib.models import LAST_HIDDEN, NETWORKS, network
 
 pytestmark = pytest.mark.long
@@ -121,3 +123,34 @@ def test_what_it_cannot_take_is_refused_with_its_name_and_the_shape(name):
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"no network 'resnet19': allowed are small, .*densenet"):
         network("resnet19", n_classes=2, shape=(1, 8, 8))
+
+
+def test_weights_are_channels_last_while_they_are_used_and_as_they_were_afterwards():
+    """A file of weights is written from tensors in the usual order."""
+
+    class Watched(nn.Sequential):
+        seen: ClassVar[list[bool]] = []
+
+        def forward(self, x):
+            self.seen.append(self[0].weight.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(x)
+
+    model = Watched(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    x, y = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    before = model[0].weight.detach().clone()
+    models.logits(model, x)
+    with models.frozen(model):
+        model(x)
+    assert (
+        model.seen == [True, True]
+        and model[0].weight.is_contiguous()
+        and torch.equal(model[0].weight, before)
+    )
+    train.fit(model, x, y, train.Recipe(epochs=1, batch_size=4, lr=0.1), seed=0)
+    assert all(model.seen) and len(model.seen) == 4
+    assert model[0].weight.is_contiguous() and not torch.equal(model[0].weight, before), (
+        "what was learnt is kept"
+    )
+    own = Watched(nn.Conv2d(3, 8, 3)).to(memory_format=torch.channels_last)
+    models.logits(own, x)
+    assert not own[0].weight.is_contiguous(), "who has them so already keeps them so"
