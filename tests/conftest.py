@@ -52,6 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turn.__getitem__)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest-xdist writes an item's group behind its name; where it does not, every worker would wait for the book."""
+    if session.config.getoption("loadgroup", False):
+        lost = [
+            i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid
+        ]
+        if lost:
+            raise pytest.UsageError(
+                f"pytest-xdist does not heed groups under pytest {pytest.__version__}: {lost[0]}"
+            )
+
+
 @contextmanager
 def _nothing_unseeded(item: pytest.Item) -> Iterator[None]:
     """PyTorch's shared generator is seeded, for each layer that is made draws from it; the others are left alone.
