@@ -122,6 +122,7 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: in
             if mean != mean or mean == float("inf"):
                 raise RuntimeError(f"the training loss became {mean}: lower lr (now {how.lr})")
             bar.set_postfix(loss=f"{mean:.4f}")
+    optimiser.zero_grad(set_to_none=True)  # nobody has a use for the last gradients, which lie channels-last
 
 
 def _optimiser(
