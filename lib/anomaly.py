@@ -318,7 +318,7 @@ def mad_or_quarter(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
         a,
         _small(a, threshold, quarter=True),
         threshold,
-        union_false_positive_rate(len(a), steady),
+        union_false_positive_rate(len(a), steady, threshold),
     )
 
 

@@ -176,6 +176,8 @@ def test_the_quarter_rule_carries_the_rate_of_the_union(k):
     steady, spread = 10 + np.linspace(-1, 1, k), 10 + np.linspace(-9, 9, k)
     of = [anomaly.mad_or_quarter(a).false_positive_rate for a in (steady, spread)]
     assert of[0] < of[1], "its own norms decide"
+    strict = anomaly.mad_or_quarter(steady, threshold=4.0).false_positive_rate
+    assert strict < of[0], "and so does the threshold that was asked for"
 
 
 def test_pairs_are_judged_all_together_and_named():
