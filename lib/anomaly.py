@@ -504,7 +504,11 @@ def _of_pairs(how: Rule, scan: Findings, norms: Array, level: float) -> Verdict:
     if known.any(0).sum() < how.least and open_.any():
         return _undecided(how.name, norms, np.any(open_, 0), level)
     verdict = how(np.where(known, pairs, np.nan), level)
-    return replace(verdict, unreached=tuple(np.flatnonzero(open_.any(0)).tolist()))
+    working = known if scan.pair_reached is None else _array(scan.pair_reached).astype(bool)
+    flagged = tuple(pair for pair in verdict.pairs if working[pair])
+    targets = tuple(dict.fromkeys(t for _, t in flagged))
+    unreached = tuple(np.flatnonzero(open_.any(0)).tolist())
+    return replace(verdict, attacked=bool(targets), targets=targets, pairs=flagged, unreached=unreached)
 
 
 def _told(norms: Array, reached: Tensor | Array | None) -> tuple[Array, Array]:

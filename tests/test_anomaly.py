@@ -180,6 +180,19 @@ def test_the_quarter_rule_carries_the_rate_of_the_union(k):
     assert strict < of[0], "and so does the threshold that was asked for"
 
 
+def test_a_pair_without_a_working_trigger_is_not_flagged():
+    """Its norm may lie among the smallest, above the median of the few that were reached."""
+    norms = 100 + np.random.default_rng(0).uniform(-1, 1, size=(6, 6))
+    reached = np.zeros((6, 6), dtype=bool)
+    for pair, norm in {(0, 1): 1.0, (2, 3): 2.0, (4, 5): 3.0}.items():
+        norms[pair], reached[pair] = norm, True
+    norms[1, 2] = 2.5
+    found = anomaly.judge(anomaly.Norms(np.ones(6), pair_norms=norms, pair_reached=reached), "mad-pairs")
+    assert found.pairs == ((0, 1), (2, 3), (4, 5)) and found.targets == (1, 3, 5) and found.attacked
+    every = anomaly.judge(anomaly.Norms(np.ones(6), pair_norms=norms), "mad-pairs")
+    assert (1, 2) in every.pairs
+
+
 def test_pairs_are_judged_all_together_and_named():
     """Neural Cleanse's Sec. VII-E: one list of K(K-1) norms, of which small ones are pairs, and not classes."""
     norms = 10 + np.random.default_rng(0).uniform(-1, 1, size=(6, 6))

@@ -109,8 +109,8 @@ def _share(
     """The share of the other classes' images that v sends to each of these targets, (A,)."""
     shares = []
     for some in targets.split(max(1, 1000 // visits.shape[1])):
-        x = (images[visits[some]] + v[some, None]).clamp(0, 1)
-        cost.forward += x.shape[0] * x.shape[1]
-        said = log_posterior(model, x.flatten(0, 1), len(v)).argmax(1).view(x.shape[:2])
-        shares.append((said == some[:, None]).float().mean(1))
+        x = (images[visits[some]] + v[some, None]).clamp(0, 1).flatten(0, 1)
+        cost.forward += len(x)
+        said = torch.cat([log_posterior(model, part, len(v)).argmax(1) for part in x.split(1000)])
+        shares.append((said.view(len(some), -1) == some[:, None]).float().mean(1))
     return torch.cat(shares)

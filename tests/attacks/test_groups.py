@@ -80,3 +80,15 @@ def test_profiles_name_groups_that_there_are(path):
     for parameters in yaml.safe_load(path.read_text()).values():
         if "group" in parameters:
             attacks.group(parameters["group"], parameters["dataset"])
+
+
+def test_classes_are_numbered_as_the_official_descriptions_do():
+    """L-RED A.7.1: Fashion-MNIST {1} to 3, CIFAR-100 {1, ..., 15} to 21, GTSRB to the 120 kph sign, all from 0; MNIST has a
+    class "10" there, so {5, 7, 10} to 9 counts from 1."""
+    found = {d: attacks.group("paper", d) for d in ("fashion-mnist", "cifar100", "gtsrb", "mnist")}
+    assert {d: (a.sources[0], a.sources[-1], a.target) for d, a in found.items()} == {
+        "fashion-mnist": (1, 1, 3),
+        "cifar100": (1, 15, 21),
+        "gtsrb": (13, 30, 8),
+        "mnist": (4, 9, 8),
+    }

@@ -292,3 +292,7 @@ def test_weights_are_uniform_again_where_nothing_arrives(name):
     """All weight on a class that is lost while another one arrives: the search must not stay there."""
     w, q = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.5]])
     assert torch.allclose(W.annealed(W.schedule(name))(w, q, -q, 1)[0], torch.full((1, 3), 1 / 3))
+
+
+def test_equal_steps_are_one_step_by_one_name():
+    assert LRED(delta=(0.02, 0.02)) == LRED(delta=0.02) and LRED(delta=(0.02, 0.01)) != LRED(delta=0.02)
