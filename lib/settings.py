@@ -315,14 +315,16 @@ def from_text(kind: type, given: Mapping[str, str], *, name: str = "") -> dict[s
         raise ValueError(f"{name}: {error}") from None
 
 
-def from_values(kind: type, given: Mapping[str, Any], *, word: str = "setting") -> dict[str, Any]:
+def from_values(
+    kind: type, given: Mapping[str, Any], *, word: str = "setting", whole: bool = True
+) -> dict[str, Any]:
     """The same from values as a file holds them, where the text "3" is no number; word: what to call a field.
 
-    Raises ValueError also where one that has no default is not given.
+    Raises ValueError also where one that has no default is not given, unless these are a few of them, not `whole`.
     """
     check_names(kind, given, word=word)
     hints = _hints(kind)
-    for f in fields(kind):
+    for f in fields(kind) if whole else ():
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"no {f.name}: {_needed(f, hints[f.name])} is needed")
     return _read_each(of_type, kind, given)

@@ -12,7 +12,7 @@ import pytest
 from lib import attacks, detectors, mitigations, train, zoo
 from lib.attacks.base import Attack
 from lib.detectors import PRESETS
-from lib.experiments.grids import AttackEntry, ClassifierEntry, DetectorEntry
+from lib.experiments.grids import AttackEntry, ClassifierEntry, DetectorEntry, GroupEntry
 from lib.settings import Settings, choice, in_words, number, share
 
 detector = detectors.URED()
@@ -23,7 +23,7 @@ KNOWN = (
     attacks.Combined(parts=(one, replace(one, target=2))), attacks.LocalSquare(amplitude=3, at=(1, 1), target=1, rate=0.1),
     attacks.group("paper", "mnist"), attacks.group("paper", "fashion-mnist"), attacks.Cross(amplitude=4, target=1, rate=0.1),
     *attacks.gallery((3, 32, 32)).values(), attacks.group("L-3", "cifar10"), attacks.group("C", "cifar10"),
-    ClassifierEntry(seeds=(1, 2)), AttackEntry(), DetectorEntry(name="l-red"), *PRESETS.values(), *(kind() for kind in detectors.DETECTORS.values()),
+    ClassifierEntry(seeds=(1, 2)), AttackEntry(), GroupEntry(group="G-3"), DetectorEntry(name="l-red"), *PRESETS.values(), *(kind() for kind in detectors.DETECTORS.values()),
 )  # fmt: skip
 OBJECTS = list({type(settings): settings for settings in KNOWN}.values())
 

@@ -22,7 +22,7 @@ PAGE = ROOT / "book" / "settings.md"
 HEAD = """# Settings
 
 Every setting, its default, and what it may be. A detector's can be set on the command line,
-`redbook scan NAME --detector l-red -p delta 0.1,0.01`; all of them are arguments in Python. A value that is not
+`redbook scan NAME --detector l-red -p stride 0.1,0.02`; all of them are arguments in Python. A value that is not
 allowed is refused by name before anything runs. This page is made from the code by `book/tools/make_settings.py`.
 """
 

@@ -25,9 +25,18 @@ from .lred_annealing import Schedule, Update, annealed, frozen_weights, schedule
 from .scan import L2_OF_PATTERN, Found, Problems, Scan, assemble
 
 COARSE_UNTIL = 0.3  # below this Q the weights stay nearly uniform (exp(1/T) = 2.3); above it the path decides
-STEPS = Allowed(
-    lambda value: are_numbers([value], 1, above=0) or are_numbers(value, 2, above=0),
-    "a positive number, or a pair (coarse, fine) of them,",
+FEW, FIRST, GROWTH = (
+    2,
+    0.002,
+    0.5,
+)  # of the first look: images per class, first step per image norm, then per pattern
+FIXED = Allowed(
+    lambda value: value is None or are_numbers([value], 1, above=0) or are_numbers(value, 2, above=0),
+    "a positive number, a pair (coarse, fine) of them, or None,",
+)
+STRIDE = Allowed(
+    lambda value: are_numbers(value, 2, above=0, most=1),
+    "a pair (coarse, fine) of numbers above 0, at most 1,",
 )
 
 
@@ -35,15 +44,17 @@ STEPS = Allowed(
 class Ascent(Detector):
     """Settings of the search.
 
-    delta: step length in pixel units. One number is the paper's fixed step (its value: 1e-4 at norms near
-        0.2). A pair (coarse, fine) takes coarse steps while Q < 0.3, where the weights hardly move, and fine ones
-        from there to pi, where they concentrate "late and fast". The default pair suits norms of 1 to 3; its fine
-        step is the shortest that keeps the cost at a twentieth of a fixed 1e-3.
+    delta: step length in pixel units. One number is the paper's fixed step (its value: 1e-4 at norms near 0.2), a
+        pair two fixed lengths. None: each problem has steps in proportion to its pattern, see `stride`.
+    stride: lengths (coarse, fine) as shares of the norm at which a first rough pattern sends Q = 0.3 of few images
+        there; used without delta. Steps are coarse while Q < 0.3, where the weights hardly move, and fine from there
+        to pi, where they concentrate "late and fast".
     record_every: record the patterns at every so many steps, all else at every step; 0 records nothing.
     """
 
     pi: float = number(0.9, above=0, below=1)  # weighted share of the images that must arrive
-    delta: float | tuple[float, float] = allowed((0.06, 0.006), STEPS)
+    delta: float | tuple[float, float] | None = allowed(None, FIXED)
+    stride: tuple[float, float] = allowed((0.1, 0.02), STRIDE)
     max_steps: int = number(10_000, least=1)
     record_every: int = number(0, least=0)
 
@@ -51,37 +62,34 @@ class Ascent(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.delta, float):
+        object.__setattr__(self, "stride", tuple(map(float, self.stride)))
+        if isinstance(self.delta, (list, tuple)):
             pair = tuple(map(float, self.delta))
             object.__setattr__(self, "delta", pair[0] if pair[0] == pair[1] else pair)  # one search, one name
-
-    @property
-    def step(self) -> tuple[float, float]:
-        """Step lengths (coarse, fine)."""
-        return self.delta if isinstance(self.delta, tuple) else (self.delta, self.delta)
 
 
 def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Update) -> Found:
     """Algorithm 1 for all problems at once; norms are ||v||_2.
 
     A problem takes coarse steps until one lands at Q >= COARSE_UNTIL; that step is shortened to a fine one, and
-    fine ones follow. Equal lengths are Algorithm 1 to the letter: ||delta v|| is that length at every step.
+    fine ones follow. With one `delta` it is Algorithm 1 to the letter: every step has that length.
     update: new weights from (w, q, mean log-posteriors, step), as in `lred_annealing.py`.
     Raises ValueError if the model gives anything but (N, K) finite logits.
     """
     clean, cost = run.clean, run.cost
     device, (k, n, *shape) = clean.device, clean.shape
     target, sources = problems.target.to(device), problems.sources.to(device)
-    (b, s), (coarse, fine) = sources.shape, how.step
+    b, s = sources.shape
     v, direction = torch.zeros(2, b, *shape, device=device)
     w, q = torch.full((b, s), 1 / s, device=device), torch.zeros(b, s, device=device)
     success, steps = torch.zeros(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
     converged, careful = torch.zeros(2, b, dtype=torch.bool, device=device)
-    careful |= coarse == fine
     recorder, active = Recorder(how.record_every, b), torch.arange(b, device=device)
     images = clean[sources]  # (B, S, n, C, H, W), made anew when a problem retires
     bar = tqdm(total=b, desc="patterns", disable=not run.progress, leave=False)
     with cost.clock(), frozen(run.model), bar:
+        coarse, fine = _lengths(run, target, sources, how)
+        careful |= coarse == fine
         for i in range(how.max_steps + 1):
             if not len(active) or run.stopped:
                 break
@@ -106,9 +114,9 @@ def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Upda
                 break
             unit, flat = _unit_gradient((w[active] * toward.mean(2)).sum(), here)
             cost.backward += len(active) * s * n
-            length = torch.where(careful[active], fine, coarse)
+            length = torch.where(careful[active], fine[active], coarse[active])
             unit = torch.where(_wide(too_far), direction[active], unit)
-            length = torch.where(too_far, fine - coarse, length)
+            length = torch.where(too_far, fine[active] - coarse[active], length)
             retired = done | (flat & ~too_far)
             v[active] = here.detach() + torch.where(_wide(retired), 0, _wide(length) * unit)
             direction[active], careful[active] = unit, careful[active] | too_far
@@ -127,6 +135,43 @@ def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Upda
         steps=steps,
         trajectory=recorder.tensors(),
     )
+
+
+def _lengths(run: Run, target: Tensor, sources: Tensor, how: Ascent) -> tuple[Tensor, Tensor]:
+    """Coarse and fine step lengths (B,) of problems with these targets (B,) and sources (B, S)."""
+    if how.delta is None:
+        size = _rough_norms(run, target, sources)
+        return how.stride[0] * size, how.stride[1] * size
+    coarse, fine = how.delta if isinstance(how.delta, tuple) else (how.delta, how.delta)
+    one = torch.ones(target.shape, device=target.device)
+    return coarse * one, fine * one
+
+
+def _rough_norms(run: Run, target: Tensor, sources: Tensor) -> Tensor:
+    """Norms (B,) of rough patterns that send COARSE_UNTIL of a FEW images of each source class there.
+
+    Each step is half as long as the pattern is by then, so that some ten lead from any beginning to any size. A
+    problem whose gradient vanishes, or that takes 100 steps, has the norm that it has reached.
+    """
+    clean, (k, _, *shape) = run.clean[:, :FEW], run.clean.shape
+    (b, s), n = sources.shape, clean.shape[1]
+    first = FIRST * float(clean.flatten(2).norm(dim=2).mean()) or FIRST  # of black images too
+    v, active = torch.zeros(b, *shape, device=clean.device), torch.arange(b, device=clean.device)
+    for i in range(100):
+        if not len(active) or run.stopped:
+            break
+        here, goal = v[active].requires_grad_(True), target[active]
+        log_p = _posteriors(run.model, clean[sources[active]], here, k)
+        toward = log_p.gather(3, goal[:, None, None, None].expand(-1, s, n, 1))[..., 0]
+        share = (log_p.argmax(3) == goal[:, None, None]).float().mean((1, 2))
+        unit, flat = _unit_gradient(toward.mean((1, 2)).sum(), here)
+        run.cost.forward += len(active) * s * n
+        run.cost.backward += len(active) * s * n
+        there = flat | (share >= COARSE_UNTIL) & (i > 0)
+        length = (GROWTH * here.detach().flatten(1).norm(dim=1)).clamp_min(first)
+        v[active] = here.detach() + torch.where(_wide(there), 0, _wide(length) * unit)
+        active = active[~there]
+    return v.flatten(1).norm(dim=1).clamp_min(first)
 
 
 def _wide(x: Tensor) -> Tensor:

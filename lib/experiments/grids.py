@@ -1,7 +1,7 @@
 """Grid files: YAML that names classifiers, detectors and attacks, read into tasks before anything runs.
 
 A grid of scans has two fields, lists of ClassifierEntry and of DetectorEntry, and every classifier meets every
-detector. A grid of attacks has one, `attacks`, a list of AttackEntry.
+detector. A grid of attacks has one, `attacks`, a list of AttackEntry and of GroupEntry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..classifier import Spec
 from ..detectors import Detector, named
 from ..settings import Allowed, Interval, Settings, allowed, choice, from_values, number, shown
 from ..yaml_files import read_mapping
-from .tasks import AttackTask, ScanTask, Task, of_gallery
+from .tasks import AttackTask, ScanTask, Task, of_gallery, varied
 
 MOST = 20_000  # rows of one grid
 FROM_0 = Interval(0, low_open=False)
@@ -124,6 +124,31 @@ class AttackEntry(Entry):
         return of_gallery(self.spec, names=self.names, seeds=self.each, target=self.target)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupEntry(Entry):
+    """The attack of a group (see `attacks.group`), with settings of its own, and others in all combinations."""
+
+    group: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    vary: dict[str, Any] = field(default_factory=dict)  # names to lists of values
+
+    def tasks(self) -> list[AttackTask]:
+        """One for every seed and combination of values."""
+        if self.attack(0) is None:
+            raise GridError(f"group = {self.group!r}: a group with an attack is needed")
+        kind, vary = type(self.attack(0)), {}
+        for name, values in self.vary.items():
+            if not isinstance(values, list) or not values:
+                raise GridError(f"vary: {name} = {shown(values)}: a list of one or more values is needed")
+            vary[name] = [from_values(kind, {name: value}, whole=False)[name] for value in values]
+        return varied(self.spec, self.attack, seeds=self.each, **vary)
+
+    def attack(self, seed: int) -> Any:
+        """The group's attack of this seed."""
+        found = attacks.group(self.group, self.dataset, seed=seed)
+        return replace(found, **from_values(type(found), self.settings, whole=False)) if found else None
+
+
 def read_grid(path: str | Path) -> list[Task]:
     """The tasks of a YAML grid, of either kind.
 
@@ -171,19 +196,21 @@ def _scan_tasks(grid: dict[str, Any]) -> list[Task]:
 
 def _attack_tasks(grid: dict[str, Any]) -> list[Task]:
     tasks: dict[str, Task] = {}
-    for place, block in _entries(grid, "attacks", AttackEntry):
+    entries: Iterator[tuple[str, AttackEntry | GroupEntry]]
+    entries = _entries(grid, "attacks", AttackEntry, GroupEntry)
+    for place, block in entries:
         with _at(place):
             for task in block.tasks():
-                _add(tasks, task, repr(task), f"{task.name} with seed {task.spec.seed}")
+                one = replace(task, varied=())  # what an entry varies is no other row
+                _add(tasks, one, repr(one), f"{task.name} with seed {task.spec.seed}")
     return list(tasks.values())
 
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Settings)
 
 
-def _entries(grid: dict[str, Any], name: str, kind: type[E]) -> Iterator[tuple[str, E]]:
-    """Where each entry of a list stands, and what it says."""
+def _entries(grid: dict[str, Any], name: str, *kinds: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Where each entry of a list stands, and what it says; of the last kind where it names a group."""
     listed = grid[name]
     if not isinstance(listed, list) or not listed:
         raise GridError(f"{name} = {shown(listed)}: a list of one or more entries is needed")
@@ -191,6 +218,7 @@ def _entries(grid: dict[str, Any], name: str, kind: type[E]) -> Iterator[tuple[s
         place = f"entry {i} of {name}"
         if not isinstance(given, dict):
             raise GridError(f"{place} = {shown(given)}: a mapping of fields is needed")
+        kind = kinds[-1] if "group" in given else kinds[0]
         with _at(place):
             entry = kind(**from_values(kind, given, word="field"))
         yield place, entry

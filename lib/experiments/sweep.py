@@ -26,12 +26,25 @@ ORDER = ("dataset", "group", "seed", "detector", "n")
 
 
 def table_of(
-    tasks: Iterable[Task], *, device: str = "cpu", zoo_folder: str | Path | None = None
+    tasks: Iterable[Task],
+    *,
+    known: str | Path | None = None,
+    device: str = "cpu",
+    zoo_folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """The rows of a few tasks, in their order, in memory alone."""
+    """The rows of a few tasks, in their order, in memory alone.
+
+    known: a table that a sweep has written; what it holds is taken from there as it stands.
+    """
     import pandas as pd
 
-    return pd.DataFrame([task.run(device=device, zoo_folder=zoo_folder) for task in tasks])
+    found = rows_of(known).to_dict("records") if known else []
+    have = {row["key"]: row for row in found}
+    rows = [
+        (have.get(task.key) or task.run(device=device, zoo_folder=zoo_folder)) | task.columns
+        for task in tasks
+    ]
+    return pd.DataFrame(rows)
 
 
 def rows_of(path: str | Path) -> pd.DataFrame:

@@ -9,7 +9,7 @@ findings and no verdict: rules judge them when a table is read (`tables.verdicts
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -46,6 +46,10 @@ class Task(Protocol):
     @property
     def stratum(self) -> str:
         """What rows are checked together: detector and data set, or attack and data set."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Settings that a table of few tasks shows beside the row."""
 
     def run(self, *, device: str = "cpu", zoo_folder: str | Path | None = None) -> dict[str, Any]:
         """The row."""
@@ -86,6 +90,10 @@ class ScanTask:
     def stratum(self) -> str:
         return f"{self.detector} on {self.spec.dataset}"
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {}
+
     def __str__(self) -> str:
         return f"{self.detector} on {self.spec.dataset} {self.group} seed {self.spec.seed}"
 
@@ -119,7 +127,7 @@ class AttackTask:
 
     name: what to call the attack; where the spec has none, it is the one of that name in `attacks.gallery`.
     target: the attack's, where it comes from the gallery.
-    varied: settings of the attack that the table is to have as columns.
+    varied: settings of the attack that `sweep.table_of` gives as columns.
     """
 
     spec: Spec
@@ -134,7 +142,7 @@ class AttackTask:
 
     @cached_property
     def key(self) -> str:
-        return _key([self.attacked.describe(), self.name, self.varied])
+        return _key([self.attacked.describe(), self.name])
 
     @cached_property
     def code(self) -> str:
@@ -145,6 +153,10 @@ class AttackTask:
     @property
     def stratum(self) -> str:
         return f"{self.name} on {self.spec.dataset}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {name: getattr(self.attacked.attack, name) for name in self.varied}
 
     def __str__(self) -> str:
         return f"{self.name} on {self.spec.dataset} seed {self.spec.seed}"
@@ -161,7 +173,6 @@ class AttackTask:
         row = _of_classifier(self, classifier) | {
             "attack": self.name,
             "settings": json.dumps(attacks.describe(attack)),
-            **{name: getattr(attack, name) for name in self.varied},
             "asr": found["asr"],
             "cta": found["cta"],
             "clean_cta": clean.metrics["cta"],
@@ -204,23 +215,30 @@ def of_gallery(
 
 
 def varied(
-    spec: Spec, attack: SingleAttack, *, seeds: Sequence[int] = (0,), **settings: Sequence[Any]
+    spec: Spec,
+    attack: SingleAttack | Callable[[int], SingleAttack],
+    *,
+    seeds: Sequence[int] = (0,),
+    **settings: Sequence[Any],
 ) -> list[AttackTask]:
     """One attack with its settings varied: `varied(spec, attack, amplitude=[4, 8], seeds=range(3))`.
 
     A task for every value and seed, and for every combination where more than one setting is given. Each seed draws
-    anew what the attack leaves open, such as a place; what `attacks.group` sets by seed, a phase, stays as it is.
+    anew what the attack leaves open, such as a place.
+    attack: also a function from the seed to the attack, such as `attacks.group` for a phase that it sets by seed.
     Raises AttackError for a setting that the attack does not have.
     """
-    check_names(type(attack), settings, name=type(attack).__name__, error=AttackError)
+    made = {s: replace(attack, seed=s) if isinstance(attack, SingleAttack) else attack(s) for s in seeds}
+    for one in list(made.values())[:1]:
+        check_names(type(one), settings, name=type(one).__name__, error=AttackError)
     return [
         AttackTask(
-            spec=replace(spec, attack=replace(attack, seed=seed, **changes), seed=seed),
-            name=type(attack).__name__,
+            spec=replace(spec, attack=replace(one, **changes), seed=seed),
+            name=type(one).__name__,
             varied=tuple(settings),
         )
         for changes in _combinations(settings)
-        for seed in seeds
+        for seed, one in made.items()
     ]
 
 

@@ -348,9 +348,9 @@ def test_stop_ends_a_scan_with_what_there_is(scans, name):
 
 
 def test_names_may_leave_out_dashes_and_settings_are_read_as_their_type():
-    assert from_words("LRED", {"delta": "0.1,0.01", "pi": "0.8"}) == (
+    assert from_words("LRED", {"stride": "0.1,0.01", "pi": "0.8"}) == (
         "l-red",
-        named("l-red", delta=(0.1, 0.01), pi=0.8),
+        named("l-red", stride=(0.1, 0.01), pi=0.8),
     )
     assert from_words("ncpairs")[1] == PRESETS["nc-pairs"]
     with pytest.raises(ValueError, match=r"l-red: pi = 'two': a number above 0 and below 1"):

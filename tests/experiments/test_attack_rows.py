@@ -7,7 +7,7 @@ from torch import nn
 from lib import data, train, zoo
 from lib.attacks import AttackError, BadNets
 from lib.classifier import Classifier
-from lib.experiments import tasks
+from lib.experiments import sweep, tasks
 from lib.experiments.heat_map import heat_map
 
 pytestmark = pytest.mark.long
@@ -21,6 +21,16 @@ def test_a_row_says_what_an_attack_does(name, tmp_path):
     assert row["attack"] == name and row["dataset"] == "digits"
     assert all(0 <= row[rate] <= 1 for rate in ("asr", "cta", "clean_cta")) and row["norm"] > 0
     assert (row["cross_trigger"] is not None) == (name == "input-aware")
+
+
+def test_a_table_of_few_takes_known_rows_as_they_stand_and_makes_the_others(tmp_path, monkeypatch):
+    made = tasks.varied(SPEC, BadNets(target=1, rate=0.1), rate=[0.1, 0.2])
+    monkeypatch.setattr(tasks.AttackTask, "run", lambda task, **_: {"key": task.key, "asr": 0.25})
+    sweep.run(made[:1], tmp_path / "known.parquet", progress=False)
+    monkeypatch.setattr(tasks.AttackTask, "run", lambda task, **_: {"key": task.key, "asr": 0.75})
+    table = sweep.table_of(made, known=tmp_path / "known.parquet")
+    assert table["asr"].tolist() == [0.25, 0.75] and table["rate"].tolist() == [0.1, 0.2]
+    assert sweep.table_of(made)["asr"].tolist() == [0.75, 0.75]
 
 
 def test_unknown_attacks_and_settings_are_named_before_anything_is_trained():

@@ -1,13 +1,16 @@
 """Grid files: what makes a task, and what is refused before anything runs, with file, field, value and what is allowed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from lib import attacks
+from lib.classifier import Spec
 from lib.detectors import DETECTORS, named
-from lib.experiments import grids, sweep
+from lib.experiments import grids, sweep, tasks
 from lib.settings import plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +107,41 @@ def test_a_field_of_attacks_is_refused_by_name_and_value(refused, field, values)
     for value in values:
         said = refused(ATTACKS % f"{field}: {value}")
         assert f"entry 1 of attacks: {field} = " in said and said.endswith("is needed"), value
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("group: C-0", ("group = 'C-0'", "a group with an attack")),
+        ("group: X", ("no attack group 'X'", "G-3")),
+        ("group: null", ("group = None", "a text")),
+        ("group: G-3, names: [global]", ("no field 'names'", "vary")),
+        ("group: G-3, target: 2", ("no field 'target'", "settings")),
+        ("group: G-3, vary: [1]", ("vary = [1]", "a mapping")),
+        ("group: G-3, vary: {amplitude: 3}", ("vary: amplitude = 3", "a list of one or more")),
+        ("group: G-3, vary: {amplitude: []}", ("vary: amplitude = []", "a list of one or more")),
+        ("group: G-3, vary: {amplitud: [3]}", ("no setting 'amplitud'", "amplitude")),
+        ("group: G-3, vary: {amplitude: [3, '4']}", ("amplitude = '4'", "a whole number")),
+        ("group: G-3, vary: {amplitude: [3, 3]}", ("stands in the grid before",)),
+        ("group: G-3, settings: {per_source: -1}", ("per_source = -1", "needed")),
+        ("group: patch-2, settings: {amplitude: 3}", ("no setting 'amplitude'", "size")),
+    ],
+)
+def test_an_entry_of_a_group_is_refused_by_name_and_value(refused, entry, words):
+    said = refused(f"attacks:\n  - {{{entry}}}\n")
+    assert "entry 1 of attacks: " in said and all(word in said for word in words), said
+
+
+def test_an_entry_of_a_group_is_what_a_chapter_asks_for(read):
+    """The same tasks as `tasks.varied` makes; values in all combinations, and each seed the group's own attack."""
+    entry = (
+        "{group: G-3, settings: {cover: 0}, vary: {amplitude: [8, 24], per_source: [3, 5]}, seeds: [0, 3]}"
+    )
+    made = read(f"attacks:\n  - {entry}\n")
+    ask = lambda seed: replace(attacks.group("G-3", "digits", seed=seed), cover=0)  # noqa: E731
+    want = tasks.varied(Spec(), ask, seeds=[0, 3], amplitude=[8, 24], per_source=[3, 5])
+    assert len(made) == 8 and [t.key for t in made] == [t.key for t in want]
+    assert {t.attacked.attack.phase for t in made} == {(0, 0), (1, 1)}
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBER, "0"])
