@@ -341,12 +341,25 @@ def bench(
     n: Annotated[int, typer.Option("-n", min=1, help="Clean images per class.")] = 8,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to measure.")] = 3.0,
     device: DEVICE = "auto",
+    scans: Annotated[
+        bool, typer.Option("--scans", help="Every kind of detector on five networks, on one core and on all.")
+    ] = False,
 ) -> None:
     """Image-gradients per second of one step of a scan of all classes: what a scan's seconds come from."""
-    from .audit.bench import throughput
+    from .audit import bench as measured
+    from .book.runner import cores
 
+    if scans:
+        for threads in sorted({1, cores()}):
+            for pace in measured.scans(seconds=seconds, threads=threads):
+                where = (
+                    f"{pace.network:10} {pace.detector:16} {threads} {'core' if threads == 1 else 'cores'}"
+                )
+                rates = f"{pace.gradients:9,.0f} image-gradients and {pace.answers:9,.0f} answers a second"
+                typer.echo(f"{where}: {rates}, {pace.share:4.0%} of the floor")
+        return
     on = _device(device)
-    rate, batch = throughput(network, data, n=n, seconds=seconds, device=on)
+    rate, batch = measured.throughput(network, data, n=n, seconds=seconds, device=on)
     where = f"{network}, {data}, n = {n}, {on}"
     typer.echo(f"{rate:,.0f} image-gradients per second, {batch:,} per step ({where})")
 

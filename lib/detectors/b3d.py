@@ -95,7 +95,7 @@ class B3D(Descent):
     exact_penalty: bool = True
     mask: str = choice("soft", ("soft", "discrete"))
     check: int = number(200, least=1)  # images per class, within the budget, to try the final trigger on
-    query_batch: int = number(2000, least=1)  # images per call of the model
+    query_batch: int = number(400, least=1)  # images per call of the model
 
     needs = Needs(access="answers")
 

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..models import Cost, frozen, log_posterior
+from ..models import Cost, log_posterior
+from ..models.ask import BATCH
 from .base import Recorder, Run, seeded
 from .descent import Descent, State, stamp
 from .lred_annealing import Update, frozen_weights
+from .parts import in_parts
 from .scan import Found, Problems
 
 
@@ -86,33 +87,53 @@ def estimate_masks(
     watch: shown the current norms (B,) after every round; True ends the run with what there is.
     Raises ValueError if the model gives anything but (N, K) finite logits.
     """
+    problems = problems.to(run.clean.device)
+    (b, s), n, device = problems.sources.shape, run.clean.shape[1], run.clean.device
+    mask, pattern = start or random_start(run.clean.shape[2:], run.generator)
+    mask = mask.to(device).expand(b, *mask.shape[-2:])
+    pattern = pattern.to(device).expand(b, *pattern.shape[-3:])
+    each = min(n, -(-how.batch // s))  # images of a source class in a step
+
+    def solve(part: Run, rows: Tensor, tell: Callable[[int], object]) -> Found:
+        some = Problems(problems.target[rows], problems.sources[rows])
+        state = State(how, (mask[rows], pattern[rows]), len(rows), s, device)
+        if weights is not None:
+            state.w, state.w_kept = weights[rows].clone(), weights[rows].clone()
+        return _descend(part, some, how, state, each, extra, update or frozen_weights(), watch, tell)
+
+    return in_parts(run, b, s * each, solve, whole=watch is not None)
+
+
+def _descend(
+    run: Run,
+    problems: Problems,
+    how: Descent,
+    state: State,
+    each: int,
+    extra: Extra | None,
+    update: Update,
+    watch: Callable[[Tensor], bool] | None,
+    tell: Callable[[int], object],
+) -> Found:
     clean, (k, n) = run.clean, run.clean.shape[:2]
-    problems = problems.to(clean.device)
-    b, s = problems.sources.shape
-    update, recorder = update or frozen_weights(), Recorder(how.record_every, b)
-    state = State(how, start or random_start(clean.shape[2:], run.generator), b, s, clean.device)
-    if weights is not None:
-        state.w, state.w_kept = weights.clone(), weights.clone()
-    batches = _batches(n, min(n, -(-how.batch // s)), run.generator)
-    bar = tqdm(total=b, desc="masks", disable=not run.progress, leave=False)
-    with run.cost.clock(), frozen(run.model), bar:
-        ask = _counted(run.model, k, run.cost)
-        for turn in range(how.max_rounds):
-            q, toward = torch.zeros_like(state.w), torch.zeros_like(state.w)
-            for _ in range(how.round_steps):
-                index = next(batches).to(clean.device)
-                shares, posteriors = _descend(state, clean[:, index], problems, ask, extra)
-                q, toward = q + shares / how.round_steps, toward + posteriors / how.round_steps
-            success = (state.w * q).sum(1)
-            mask = state.look(success)
-            state.w, temperature = update(state.w, q, toward, turn)
-            known = {"Q": success, "T": temperature, "cost": state.cost, "w": state.w, "q": q}
-            recorder.keep(turn, state.index, norm=mask.sum((1, 2)), **known, v=mask)
-            finished = (watch is not None and watch(state.norms())) or run.stopped
-            bar.update(state.retire(turn + 1, last=finished or turn + 1 == how.max_rounds))
-            if finished or not len(state.index):
-                break
-        q = _shares(state.mask, state.pattern, clean, problems, ask)
+    recorder, batches = Recorder(how.record_every, len(state.index)), _batches(n, each, run.generator)
+    ask = _counted(run.model, k, run.cost)
+    for turn in range(how.max_rounds):
+        q, toward = torch.zeros_like(state.w), torch.zeros_like(state.w)
+        for _ in range(how.round_steps):
+            index = next(batches).to(clean.device)
+            shares, posteriors = _step(state, clean[:, index], problems, ask, extra)
+            q, toward = q + shares / how.round_steps, toward + posteriors / how.round_steps
+        success = (state.w * q).sum(1)
+        mask = state.look(success)
+        state.w, temperature = update(state.w, q, toward, turn)
+        known = {"Q": success, "T": temperature, "cost": state.cost, "w": state.w, "q": q}
+        recorder.keep(turn, state.index, norm=mask.sum((1, 2)), **known, v=mask)
+        finished = (watch is not None and watch(state.norms())) or run.stopped
+        tell(state.retire(turn + 1, last=finished or turn + 1 == how.max_rounds))
+        if finished or not len(state.index):
+            break
+    q = _shares(state.mask, state.pattern, clean, problems, ask)
     return Found(
         norms=state.mask.sum((1, 2)),
         mask=state.mask,
@@ -146,7 +167,7 @@ def _batches(n: int, size: int, generator: torch.Generator | None) -> Iterator[T
         yield from (part for part in order.split(size) if len(part) == size)
 
 
-def _descend(
+def _step(
     state: State, clean: Tensor, problems: Problems, ask: Callable[[Tensor], Tensor], extra: Extra | None
 ) -> tuple[Tensor, Tensor]:
     """One Adam step on clean images (K, r, C, H, W); shares and mean log-posteriors (A, S) before it."""
@@ -174,7 +195,8 @@ def _shares(
     for m, u, target, sources in zip(mask, pattern, problems.target, problems.sources, strict=True):
         images = clean[sources]
         predicted = [
-            ask(stamp(part[None], m[None], u[None])[0]).argmax(1) for part in images.flatten(0, 1).split(1000)
+            ask(stamp(part[None], m[None], u[None])[0]).argmax(1)
+            for part in images.flatten(0, 1).split(BATCH)
         ]
         found.append((torch.cat(predicted) == target).float().view(images.shape[:2]).mean(1))
     return torch.stack(found)

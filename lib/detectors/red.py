@@ -12,16 +12,17 @@ v; a problem whose gradient vanishes, or that reaches max_steps, keeps its last 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..models import frozen, log_posterior
+from ..models import log_posterior
 from ..settings import Allowed, allowed, are_numbers, number
 from .base import Detector, Recorder, Run, clip
 from .lred_annealing import Schedule, Update, annealed, frozen_weights, schedule, surrogate
+from .parts import in_parts
 from .scan import L2_OF_PATTERN, Found, Problems, Scan, assemble
 
 COARSE_UNTIL = 0.3  # below this Q the weights stay nearly uniform (exp(1/T) = 2.3); above it the path decides
@@ -76,9 +77,20 @@ def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Upda
     update: new weights from (w, q, mean log-posteriors, step), as in `lred_annealing.py`.
     Raises ValueError if the model gives anything but (N, K) finite logits.
     """
+    problems = problems.to(run.clean.device)
+    b, s = problems.sources.shape
+
+    def solve(part: Run, rows: Tensor, tell: Callable[[int], object]) -> Found:
+        return _ascend(part, problems.target[rows], problems.sources[rows], how, update, tell)
+
+    return in_parts(run, b, s * run.clean.shape[1], solve)
+
+
+def _ascend(
+    run: Run, target: Tensor, sources: Tensor, how: Ascent, update: Update, tell: Callable[[int], object]
+) -> Found:
     clean, cost = run.clean, run.cost
     device, (k, n, *shape) = clean.device, clean.shape
-    target, sources = problems.target.to(device), problems.sources.to(device)
     b, s = sources.shape
     v, direction = torch.zeros(2, b, *shape, device=device)
     w, q = torch.full((b, s), 1 / s, device=device), torch.zeros(b, s, device=device)
@@ -86,44 +98,42 @@ def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Upda
     converged, careful = torch.zeros(2, b, dtype=torch.bool, device=device)
     recorder, active = Recorder(how.record_every, b), torch.arange(b, device=device)
     images = clean[sources]  # (B, S, n, C, H, W), made anew when a problem retires
-    bar = tqdm(total=b, desc="patterns", disable=not run.progress, leave=False)
-    with cost.clock(), frozen(run.model), bar:
-        coarse, fine = _lengths(run, target, sources, how)
-        careful |= coarse == fine
-        for i in range(how.max_steps + 1):
-            if not len(active) or run.stopped:
-                break
-            here = v[active].requires_grad_(True)
-            log_p = _posteriors(run.model, images, here, k)
-            cost.forward += len(active) * s * n
-            toward = log_p.gather(3, target[active][:, None, None, None].expand(-1, s, n, 1))[..., 0]
-            q[active] = shares = (log_p.argmax(3) == target[active][:, None, None]).float().mean(2)
-            w_old = w[active]
-            success[active] = (w_old * shares).sum(1)  # Q with the old weights
-            temperature = torch.full_like(success[active], torch.inf)
-            too_far = ~careful[active] & (success[active] >= COARSE_UNTIL) & (i > 0)
-            done = (success[active] >= how.pi - 1e-6) & ~too_far & (i > 0)
-            if i:
-                w_new, temperature = update(w_old, shares, toward.detach().mean(2), i)
-                w[active] = torch.where((done | too_far)[:, None], w_old, w_new)
-            norm = here.detach().flatten(1).norm(dim=1)
-            known = {"Q": success[active], "T": temperature, "w": w[active], "q": shares}
-            recorder.keep(i, active, **known, norm=norm, v=here)
-            steps[active], converged[active] = i, done
-            if i == how.max_steps:
-                break
-            unit, flat = _unit_gradient((w[active] * toward.mean(2)).sum(), here)
-            cost.backward += len(active) * s * n
-            length = torch.where(careful[active], fine[active], coarse[active])
-            unit = torch.where(_wide(too_far), direction[active], unit)
-            length = torch.where(too_far, fine[active] - coarse[active], length)
-            retired = done | (flat & ~too_far)
-            v[active] = here.detach() + torch.where(_wide(retired), 0, _wide(length) * unit)
-            direction[active], careful[active] = unit, careful[active] | too_far
-            if retired.any():
-                active = active[~retired]
-                images = clean[sources[active]]
-                bar.update(int(retired.sum()))
+    coarse, fine = _lengths(run, target, sources, how)
+    careful |= coarse == fine
+    for i in range(how.max_steps + 1):
+        if not len(active) or run.stopped:
+            break
+        here = v[active].requires_grad_(True)
+        log_p = _posteriors(run.model, images, here, k)
+        cost.forward += len(active) * s * n
+        toward = log_p.gather(3, target[active][:, None, None, None].expand(-1, s, n, 1))[..., 0]
+        q[active] = shares = (log_p.argmax(3) == target[active][:, None, None]).float().mean(2)
+        w_old = w[active]
+        success[active] = (w_old * shares).sum(1)  # Q with the old weights
+        temperature = torch.full_like(success[active], torch.inf)
+        too_far = ~careful[active] & (success[active] >= COARSE_UNTIL) & (i > 0)
+        done = (success[active] >= how.pi - 1e-6) & ~too_far & (i > 0)
+        if i:
+            w_new, temperature = update(w_old, shares, toward.detach().mean(2), i)
+            w[active] = torch.where((done | too_far)[:, None], w_old, w_new)
+        norm = here.detach().flatten(1).norm(dim=1)
+        known = {"Q": success[active], "T": temperature, "w": w[active], "q": shares}
+        recorder.keep(i, active, **known, norm=norm, v=here)
+        steps[active], converged[active] = i, done
+        if i == how.max_steps:
+            break
+        unit, flat = _unit_gradient((w[active] * toward.mean(2)).sum(), here)
+        cost.backward += len(active) * s * n
+        length = torch.where(careful[active], fine[active], coarse[active])
+        unit = torch.where(_wide(too_far), direction[active], unit)
+        length = torch.where(too_far, fine[active] - coarse[active], length)
+        retired = done | (flat & ~too_far)
+        v[active] = here.detach() + torch.where(_wide(retired), 0, _wide(length) * unit)
+        direction[active], careful[active] = unit, careful[active] | too_far
+        if retired.any():
+            active = active[~retired]
+            images = clean[sources[active]]
+            tell(int(retired.sum()))
     return Found(
         norms=v.flatten(1).norm(dim=1),
         pattern=v,

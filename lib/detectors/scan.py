@@ -161,12 +161,26 @@ class Found:
 
     @classmethod
     def joined(cls, parts: Sequence[Found]) -> Found:
-        """The problems of several searches one after the other, without their trajectories."""
+        """The problems of several searches one after the other; a trajectory is as long as the longest."""
         whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()}
-        return replace(parts[0], **whole, trajectory={})
+        names = parts[0].trajectory if all(part.trajectory for part in parts) else {}
+        paths = {name: _side_by_side([part.trajectory[name] for part in parts]) for name in names}
+        return replace(parts[0], **whole, trajectory=paths)
 
     def _tensors(self) -> dict[str, Any]:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+
+def _side_by_side(paths: Sequence[Tensor]) -> Tensor:
+    """Paths (steps, B, ...) of several searches as one, NaN where one had ended."""
+    longest = max(len(path) for path in paths)
+    return torch.cat(
+        [
+            torch.cat([path, path.new_full((longest - len(path), *path.shape[1:]), float("nan"))])
+            for path in paths
+        ],
+        dim=1,
+    )
 
 
 def assemble(detector: Detector, problems: Problems, found: Found, cost: Cost) -> Scan:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models import Cost, frozen, log_posterior
+from ..models.ask import BATCH
 from ..settings import Settings, number
 from .base import Run, clip, of_others
 
@@ -108,9 +109,9 @@ def _share(
 ) -> Tensor:
     """The share of the other classes' images that v sends to each of these targets, (A,)."""
     shares = []
-    for some in targets.split(max(1, 1000 // visits.shape[1])):
+    for some in targets.split(max(1, BATCH // visits.shape[1])):
         x = (images[visits[some]] + v[some, None]).clamp(0, 1).flatten(0, 1)
         cost.forward += len(x)
-        said = torch.cat([log_posterior(model, part, len(v)).argmax(1) for part in x.split(1000)])
+        said = torch.cat([log_posterior(model, part, len(v)).argmax(1) for part in x.split(BATCH)])
         shares.append((said.view(len(some), -1) == some[:, None]).float().mean(1))
     return torch.cat(shares)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+BATCH = 400  # images per call on a CPU: what more of them need does not fit the caches, and each takes longer
+
 
 @dataclass
 class Cost:
@@ -78,13 +80,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
+def logits(model: nn.Module, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
     """Logits (N, K) in evaluation mode, in batches, without gradients."""
     with evaluating(model):
         return torch.cat([model(part) for part in images.split(batch_size)])
 
 
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = BATCH) -> Tensor:
     """Predicted labels (N,) of images (N, C, H, W)."""
     return logits(model, images, batch_size=batch_size).argmax(1)
 

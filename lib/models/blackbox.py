@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .ask import PROBABILITIES, Cost, are_probabilities, evaluating
+from .ask import BATCH, PROBABILITIES, Cost, are_probabilities, evaluating
 
 Probabilities = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ class Queries:
         n_classes: int,
         *,
         budget: int | None = None,
-        batch_size: int = 2000,
+        batch_size: int = BATCH,
         cost: Cost | None = None,
     ) -> None:
         if budget is not None and budget < 1:

@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .ask import check_images, frozen
+from .ask import BATCH, check_images, frozen
 
 LAST_HIDDEN = "last hidden"  # what enters the last weighted layer: Neural Cleanse's second to last layer
 LAST_CONV = "last conv"  # the last convolution, after its normalisation and activation
@@ -143,7 +143,7 @@ def hidden(model: nn.Module, images: Tensor, site: Site | None = None) -> Tensor
     return caught[0]
 
 
-def activations(model: nn.Module, images: Tensor, layer: str | Site, *, batch_size: int = 1000) -> Tensor:
+def activations(model: nn.Module, images: Tensor, layer: str | Site, *, batch_size: int = BATCH) -> Tensor:
     """Activation of every neuron of `layer` in evaluation mode: images (N, C, H, W) -> (N, U).
 
     A channel's activation is its mean over the positions.

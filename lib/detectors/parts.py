@@ -1,0 +1,103 @@
+"""Problems solved in parts: what a step holds is bounded, it fits a processor's cache, and every core has work.
+
+No problem can touch another's result, so a scan may be cut between problems at will: each part is solved to its end,
+on a CPU as many parts at once as PyTorch has threads (`torch.set_num_threads`, OMP_NUM_THREADS), with one thread each. A
+GPU gets all problems at once. Sums of floating-point numbers may come out in another order, nothing else differs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models import Cost, frozen
+from ..models.ask import BATCH
+from .base import Run
+from .scan import Found
+
+Solve = Callable[[Run, Tensor, Callable[[int], object]], Found]
+
+
+def in_parts(run: Run, b: int, images: int, solve: Solve, *, whole: bool = False) -> Found:
+    """What `solve` finds for B problems, in their order; their cost is booked in `run.cost`.
+
+    images: of one problem, in one step.
+    solve: called with the run of a part (a ledger and a generator of its own), the part's problems (an index), and what
+        to tell how many more are done. Generators of all parts begin alike, and run.generator goes on from the longest.
+    whole: all in one part.
+    """
+    device = run.clean.device
+    threads = torch.get_num_threads() if device.type == "cpu" and not whole else 1
+    size = max(1, min(BATCH // images, -(-b // threads))) if device.type == "cpu" and not whole else b
+    index = torch.arange(b, device=device).split(size)
+    lock, ended = threading.Lock(), threading.Event()
+
+    def stop() -> bool:
+        with lock:
+            return ended.is_set() or run.stopped
+
+    runs = [
+        replace(run, cost=Cost(), stop=stop, generator=_copy(run.generator), progress=False) for _ in index
+    ]
+    with (
+        run.cost.clock(),
+        frozen(run.model),
+        tqdm(total=b, desc="problems", disable=not run.progress, leave=False) as bar,
+    ):
+
+        def tell(done: int) -> None:
+            with lock:
+                bar.update(done)
+
+        workers = min(threads, len(index))
+        if workers == 1:
+            found = [solve(part, rows, tell) for part, rows in zip(runs, index, strict=True)]
+        else:
+            found = _at_once(solve, list(zip(runs, index, strict=True)), tell, workers, ended)
+    for part in runs:
+        run.cost.forward += part.cost.forward
+        run.cost.backward += part.cost.backward
+    longest = max(range(len(found)), key=lambda i: _steps(found[i]))
+    run.generator.set_state(runs[longest].generator.get_state())
+    return Found.joined(found)
+
+
+def _at_once(
+    solve: Solve,
+    parts: list[tuple[Run, Tensor]],
+    tell: Callable[[int], object],
+    workers: int,
+    ended: threading.Event,
+) -> list[Found]:
+    """The parts in so many threads; where one fails, or somebody interrupts, the others end at their next step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // workers))
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(solve, run, rows, tell) for run, rows in parts]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                failed = [future for future in futures if future.done() and future.exception()]
+                return [future.result() for future in failed or futures]
+            except BaseException:
+                ended.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(before)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    made = torch.Generator(generator.device)
+    made.set_state(generator.get_state())
+    return made
+
+
+def _steps(found: Found) -> int:
+    return int(found.steps.max()) if found.steps is not None and len(found.steps) else 0

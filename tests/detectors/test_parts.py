@@ -1,0 +1,78 @@
+"""A scan cut into parts, on one thread or several, is the scan."""
+
+from dataclasses import replace
+
+import planted
+import pytest
+import torch
+
+from lib.detectors import LRED, PRED, URED, USB, MaskedLRED, NeuralCleanse, TaborStyle
+from lib.models.ask import BATCH
+
+pytestmark = pytest.mark.long
+
+clean, model = planted.images(6), planted.model(target=1)
+quick = dict(max_rounds=12)
+DETECTORS = (
+    PRED(delta=0.05), URED(), LRED(record_every=3), NeuralCleanse(record_every=2, **quick), NeuralCleanse(mode="pairs", **quick),
+    NeuralCleanse(mode="pooled", **quick), NeuralCleanse(mode="halving", **quick), TaborStyle(**quick), USB(**quick), MaskedLRED(**quick),
+)  # fmt: skip
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: f"{type(d).__name__}{getattr(d, 'mode', '')}")
+def test_as_many_threads_as_one_likes(detector, threads):
+    scans, states = [], []
+    for count in (1, 2, 7):
+        threads(count)
+        generator = torch.Generator().manual_seed(3)
+        scans.append(detector.scan(model, clean, generator=generator))
+        states.append(generator.get_state())
+        assert torch.get_num_threads() == count
+    for scan, state in zip(scans[1:], states[1:], strict=True):
+        assert torch.allclose(scan.norms, scans[0].norms, rtol=1e-4)
+        assert torch.equal(scan.reached, scans[0].reached) and torch.equal(state, states[0])
+        assert replace(scan.cost, seconds=0) == replace(scans[0].cost, seconds=0)
+        assert scan.trajectory.keys() == scans[0].trajectory.keys()
+        for name, path in scan.trajectory.items():
+            assert torch.allclose(path, scans[0].trajectory[name], rtol=1e-3, atol=1e-4, equal_nan=True), name
+
+
+@pytest.mark.parametrize("detector", [PRED(delta=0.1), URED(), NeuralCleanse(mode="pairs", max_rounds=3)])
+def test_no_step_holds_more_images_than_the_bound(detector, threads):
+    """Neither do more classes or pairs make a step larger; a single problem is never cut."""
+    many, sizes = planted.images(60), []
+    spy = torch.nn.Sequential(model)
+    spy.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    threads(1)
+    detector.scan(spy, many)
+    assert BATCH / 3 < max(sizes) <= BATCH
+
+
+def test_a_part_that_fails_ends_the_others(threads):
+    threads(2)
+    asked = []
+
+    def schedule(success, step):
+        asked.append(step)
+        if len(asked) == 5:
+            raise ArithmeticError("no temperature today")
+        return torch.ones_like(success)
+
+    with pytest.raises(ArithmeticError, match="today"):
+        LRED(schedule=schedule, delta=1e-5).scan(model, clean)
+    assert torch.get_num_threads() == 2 and len(asked) < 50
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_stop_ends_all_parts(count, threads):
+    threads(count)
+    asked = iter([False] * 10)
+    scan = URED(delta=1e-5).scan(model, clean, stop=lambda: next(asked, True))
+    assert not scan.converged.any() and not scan.reached.any() and scan.norms.max() <= 11e-5
