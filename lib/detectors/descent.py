@@ -30,9 +30,9 @@ class Descent(Detector):
     """
 
     pi: float = share(0.99)  # share of the images that a successful trigger sends to the target
-    lr: float = number(0.1, above=0)
+    lr: float = number(0.2, above=0)  # the released code of Neural Cleanse: 0.1
     betas: tuple[float, float] = allowed((0.5, 0.9), BETAS)
-    batch: int = number(36, least=1)  # images per problem and step, spread over its source classes
+    batch: int = number(18, least=1)  # images per problem and step, spread over its source classes
     round_steps: int = number(2, least=1)  # Adam steps between two looks at the success share
     max_rounds: int = number(200, least=1)
     cost_start: float = number(1e-3, least=0)  # weight of |m|_1 from the first success on

@@ -157,6 +157,7 @@ PRESETS: dict[str, NeuralCleanse] = {
     "nc-released": NeuralCleanse(
         mode="pooled",
         batch=32,
+        lr=0.1,
         round_steps=31,
         max_rounds=1000,
         patience=5,

@@ -40,6 +40,7 @@ class USB(Walk, Descent):
     """USB. `max_rounds * round_steps` is the paper's m = 500 iterations; most targets stop earlier (`stall`)."""
 
     pi: float = share(0.9)
+    lr: float = number(0.1, above=0)
     batch: int = number(18, least=1)
     round_steps: int = number(5, least=1)
     max_rounds: int = number(100, least=1)

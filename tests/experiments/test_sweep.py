@@ -153,7 +153,8 @@ def test_committed_grids_can_be_read():
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "comparison", "comparison_images", "step_length", "attacks", "attack_strength", "usb_size"]
+    "name",
+    ["digits", "comparison", "comparison_images", "step_length", "attacks", "attack_strength", "usb_size"],
 )
 def test_committed_tables_hold_the_rows_of_their_grids(name):
     tasks = grids.read_grid(ROOT / "data" / "grids" / f"{name}.yml")
