@@ -23,7 +23,7 @@ TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book o
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo '  make book PROFILE=laptop   real data (see data/README.md);  CDN=1: a small site, whose pages load their scripts from a CDN'
+	@echo '  make book PROFILE=laptop   real data (see data/README.md);  CDN=1: a small site, whose pages load the script of their equations from a CDN'
 
 env: $(READY)  ## the environment alone, in .venv, from requirements.lock
 

@@ -82,8 +82,8 @@ def _tell(report: "Summary", *, only: bool) -> None:
     typer.echo(f"{counts}{pages} in {report.seconds:.0f} s")
     if report.lacking:
         typer.echo(
-            f"the pages load their scripts from a CDN, for {report.lacking}: without a network equations stay LaTeX and "
-            "explorers blank",
+            f"the pages load the script of their equations from a CDN, for {report.lacking}: without a network these stay "
+            "LaTeX",
             err=True,
         )
     if not only:

@@ -1,7 +1,7 @@
 // Wide tables and formulas scroll within the column, instead of widening the page.
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("article table")) {
-    if (table.closest(".scroll, .pst-scrollable-table-container, .jupyter-widgets")) continue;
+    if (table.closest(".scroll, .pst-scrollable-table-container, .explorer")) continue;
     const box = document.createElement("div");
     box.className = "scroll";
     table.replaceWith(box);

@@ -85,11 +85,7 @@ def _config(root: Path, whole: bool) -> bytes:
     config: dict[str, Any] = yaml.safe_load(text) or {}
     config.setdefault("execute", {})["execute_notebooks"] = "off"
     if whole:
-        # in this order: require.js, an AMD configuration that finds anywidget beside itself, the manager
-        config.setdefault("sphinx", {}).setdefault("config", {}).update(
-            mathjax_path="vendor/tex-svg-full.js",
-            nb_ipywidgets_js={"vendor/require.js": {}, "vendor/amd.js": {}, "vendor/embed-amd.js": {}},
-        )
+        config.setdefault("sphinx", {}).setdefault("config", {})["mathjax_path"] = "vendor/tex-svg-full.js"
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
@@ -152,7 +148,7 @@ def vendor(root: Path) -> Path | None:
     folder, package = root / VENDOR, root / "book" / "package.json"
     if not package.is_file():
         return None
-    stamp, want = folder / "complete.txt", hashlib.sha256(package.read_bytes() + b"fonts").hexdigest()
+    stamp, want = folder / "complete.txt", hashlib.sha256(package.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == want:
         return folder
     if not (npm := shutil.which("npm")):
@@ -171,14 +167,9 @@ def vendor(root: Path) -> Path | None:
     if done.returncode:
         said = " ".join(line for line in done.stdout.splitlines() if "error" in line.lower())
         raise BookError(f"npm could not fetch them ({said[:200] or done.returncode})")
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier book loaded
+    folder.mkdir(parents=True)
     for source, name in json.loads(package.read_text())["vendor"].items():
         shutil.copy(work / "node_modules" / source, folder / name)
-    shutil.copy(root / "book" / "_static" / "amd.js", folder / "amd.js")
-    # embed-amd.js asks for its icon fonts beside itself, under its own package's path.
-    dist = Path("@jupyter-widgets", "html-manager", "dist")
-    (folder / dist).mkdir(parents=True, exist_ok=True)
-    for font in (work / "node_modules" / dist).glob("*.[tw][to]f*"):
-        shutil.copy(font, folder / dist / font.name)
     stamp.write_text(want)
     return folder

@@ -2,7 +2,7 @@
 window.checks = {
 prose: () => {
   const copy = document.querySelector("article, main").cloneNode(true);
-  copy.querySelectorAll("pre, code, script, style, mjx-container, .math, .sd-d-none, .jupyter-widgets, svg").forEach(n => n.remove());
+  copy.querySelectorAll("pre, code, script, style, mjx-container, .math, .sd-d-none, .explorer, svg").forEach(n => n.remove());
   return copy.textContent;
 },
 images: () => [...document.querySelectorAll("article img, main img")].map(i =>
