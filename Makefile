@@ -1,6 +1,5 @@
 # The RED Book.  `make help` lists what can be made.  Needs only Python >= 3.11 and make.
 PROFILE ?= smoke
-CDN     ?= 0
 PORT    ?= 8000
 JOBS    ?=
 VENV    := .venv
@@ -12,7 +11,7 @@ PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do 
              "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
 off         := 0 no false
-BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out $(off),$(CDN)),--cdn)
+BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 TEST_FLAGS  ?= -n auto --dist loadgroup --no-loadscope-reorder
 # FAST=1: a minute, for each save; SLOW=1: all there is, for the night; neither: all but that
 TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book or browser or data)",$(if $(filter-out $(off),$(SLOW)),-m ""))
@@ -23,7 +22,7 @@ TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book o
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo '  make book PROFILE=laptop   real data (see data/README.md);  CDN=1: a small site, whose pages load the script of their equations from a CDN'
+	@echo '  make book PROFILE=laptop   real data (see data/README.md)'
 
 env: $(READY)  ## the environment alone, in .venv, from requirements.lock
 
@@ -72,5 +71,5 @@ clean:  ## remove what was built (keeps .venv, and the data in data/cache)
 	@rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## also the environment and the vendored scripts
-	@rm -rf $(VENV) node_modules book/_static/vendor *.egg-info
+distclean: clean  ## also the environment
+	@rm -rf $(VENV) node_modules *.egg-info

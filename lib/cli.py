@@ -55,17 +55,11 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Chapters at once; default: one per core.")] = None,
     only: Annotated[list[str], typer.Option(help="Run just this chapter, such as 04.")] = [],
     force: Annotated[bool, typer.Option(help="Run chapters even if they are fresh.")] = False,
-    cdn: Annotated[
-        bool,
-        typer.Option(
-            "--cdn", help="Pages that load their scripts from a CDN, for a small site; else they hold them."
-        ),
-    ] = False,
 ) -> None:
     """Run the chapters that are not fresh, and build _build/html/index.html."""
     from . import book
 
-    how: dict[str, Any] = {"jobs": jobs, "only": only, "force": force, "cdn": cdn}
+    how: dict[str, Any] = {"jobs": jobs, "only": only, "force": force}
     with book.Bars() as bars:
         summary = book.make(book.find_root(), profile=profile, **how, progress=bars)
     _tell(summary, only=bool(only))
@@ -80,12 +74,6 @@ def _tell(report: "Summary", *, only: bool) -> None:
         raise typer.Exit(FAILED)
     pages = "" if only else ", pages built" if report.pages_built else ", pages up to date"
     typer.echo(f"{counts}{pages} in {report.seconds:.0f} s")
-    if report.lacking:
-        typer.echo(
-            f"the pages load the script of their equations from a CDN, for {report.lacking}: without a network these stay "
-            "LaTeX",
-            err=True,
-        )
     if not only:
         typer.echo(f"open {report.index}")
 

@@ -23,7 +23,6 @@ class Built:
 
     html: Path
     executed: dict[str, Path]
-    offline: bool
     failures: tuple[str, ...]
 
 
@@ -115,7 +114,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def book() -> Built:
-    """Build the smoke book in _build/test, reusing fresh chapters; whole where npm is to be had."""
+    """Build the smoke book in _build/test, reusing fresh chapters."""
     from filelock import FileLock
 
     from lib.book import make, plan
@@ -128,6 +127,5 @@ def book() -> Built:
     return Built(
         html=summary.index.parent,
         executed=chapters,
-        offline=not summary.lacking,
         failures=tuple(map(str, summary.failures)),
     )

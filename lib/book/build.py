@@ -134,7 +134,6 @@ class Summary:
     failures: tuple[Failure, ...]
     pages_built: bool  # False: nothing had changed since the last time
     seconds: float
-    lacking: str = ""  # why the pages are not whole without a network, though they were to be
 
 
 def make(
@@ -144,7 +143,6 @@ def make(
     jobs: int | None = None,
     only: Iterable[str] = (),
     force: bool = False,
-    cdn: bool = False,
     pages_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -153,7 +151,6 @@ def make(
     jobs: chapters at once; default: one per core.
     only: run just these chapters, and make no pages.
     force: run them even if they are fresh.
-    cdn: pages that load their scripts from a CDN, a small site to publish; else they hold them, where npm can fetch them.
     pages_in: where _build/html goes; default: `root`.
     Raises BookError for bad input, before anything runs, and for pages that Jupyter Book refuses.
     """
@@ -167,13 +164,9 @@ def make(
         stale = [chapter for chapter in todo if force or not chapter.fresh]
         with Runner(root, jobs=jobs or cores(), progress=progress) as runner:
             failures = runner.run(stale)
-        index, built, lacking = jupyter_book.index(pages_in or root), False, ""
+        index, built = jupyter_book.index(pages_in or root), False
         if not failures and not only:
-            try:
-                whole = not cdn and bool(jupyter_book.vendor(root))
-            except BookError as e:
-                whole, lacking = False, str(e)
-            built = jupyter_book.render(root, todo, output=pages_in or root, whole=whole)
+            built = jupyter_book.render(root, todo, output=pages_in or root)
     bad = {failure.chapter for failure in failures}
     return Summary(
         index=index,
@@ -182,5 +175,4 @@ def make(
         failures=tuple(failures),
         pages_built=built,
         seconds=time.monotonic() - started,
-        lacking=lacking,
     )

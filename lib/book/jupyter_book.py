@@ -8,7 +8,6 @@ those in _build/html when they are complete.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from . import notebooks
 from .notebooks import BookError
 from .runner import PLACE, Chapter
 
-VENDOR = Path("book/_static/vendor")
+EQUATIONS = Path(__file__).with_name("equations.py")
 STAMP = ".made-of"  # among the pages: the digest of what they were made of
 # Folders under book/ that are no part of the pages; nor is one whose name begins with a dot.
 APART = ("__pycache__", "node_modules", "tools")
@@ -35,18 +34,18 @@ def index(output: Path) -> Path:
     return output / "_build" / "html" / "index.html"
 
 
-def render(root: Path, run: Sequence[Chapter], *, output: Path, whole: bool) -> bool:
+def render(root: Path, run: Sequence[Chapter], *, output: Path) -> bool:
     """Build output/_build/html; False where it was up to date.
 
     run: the chapters, executed.
-    whole: do the pages hold what they load (`vendor` has fetched it), or is it on a CDN?
     Raises BookError, with the warnings, when Jupyter Book gives any.
     """
     output = output.absolute()
     stage = output / "_build" / "stage"
-    wanted = dict(_files(root, run, whole))
+    wanted = dict(_files(root, run))
     _write(stage, wanted)
-    digest = hashlib.sha256(version("jupyter-book").encode())
+    made_by = f"{version('jupyter-book')} {version('ziamath')}".encode() + EQUATIONS.read_bytes()
+    digest = hashlib.sha256(made_by)
     for name in sorted(wanted):
         digest.update(name.encode() + b"\0" + hashlib.sha256(wanted[name]).digest())
     html = index(output).parent
@@ -55,37 +54,39 @@ def render(root: Path, run: Sequence[Chapter], *, output: Path, whole: bool) -> 
         return False
     made = _sphinx(stage, output / "_build")
     _without_thebe(made)
+    _with_icons(made)
     (made / STAMP).write_text(digest.hexdigest())
     with files.written(html) as partial:
         os.replace(made, partial)
     return True
 
 
-def _files(root: Path, run: Sequence[Chapter], whole: bool) -> Iterator[tuple[str, bytes]]:
+def _files(root: Path, run: Sequence[Chapter]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files to stage."""
     import nbformat
 
     yield "_toc.yml", (root / "_toc.yml").read_bytes()
-    yield "_config.yml", _config(root, whole)
+    yield "_config.yml", _config(root)
     for path in sorted((root / "book").rglob("*")):
         name = path.relative_to(root)
         apart = any(part.startswith(".") or part in APART for part in name.parts)
-        if path.is_file() and not apart and (whole or not name.is_relative_to(VENDOR)):
+        if path.is_file() and not apart:
             yield name.as_posix(), path.read_bytes()
     for chapter in run:
         book = notebooks.merge(chapter.source, chapter.executed)
         yield f"notebooks/{chapter.name}.ipynb", nbformat.writes(book).encode()
 
 
-def _config(root: Path, whole: bool) -> bytes:
-    """The book's configuration, with execution off and, where pages are to be whole, with our copies of the scripts."""
+def _config(root: Path) -> bytes:
+    """The book's configuration, with execution off, and with equations and explorers that need no other site."""
     import yaml
 
     text = (root / "_config.yml").read_bytes()
     config: dict[str, Any] = yaml.safe_load(text) or {}
     config.setdefault("execute", {})["execute_notebooks"] = "off"
-    if whole:
-        config.setdefault("sphinx", {}).setdefault("config", {})["mathjax_path"] = "vendor/tex-svg-full.js"
+    sphinx = config.setdefault("sphinx", {})
+    sphinx["extra_extensions"] = [*sphinx.get("extra_extensions", []), f"{__package__}.equations"]
+    sphinx.setdefault("config", {})["html_math_renderer"] = "pictures"
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
@@ -139,37 +140,36 @@ def _without_thebe(html: Path) -> None:
             page.write_text(script.sub("", text))
 
 
-def vendor(root: Path) -> Path | None:
-    """Fetch into book/_static/vendor, once and with npm, what pages would load from a CDN.
+_ICON = re.compile(r'<(?P<tag>i|span) class="(?P<classes>[^"]*\bfa-[^"]+)"(?P<rest>[^>]*)></(?P=tag)>')
+_NO_SHAPES = {"fa-solid", "fa-regular", "fa-brands", "fa-lg"}
 
-    Which versions, book/package.json says; a book without one needs nothing. Raises BookError where npm is missing or
-    fails.
+
+def _with_icons(html: Path) -> None:
+    """Put the theme's icons into the pages, a dozen paths, in place of the 1.5 MB script that would draw them there.
+
+    They are Font Awesome's, and come from that script, whose licence stays beside it.
     """
-    folder, package = root / VENDOR, root / "book" / "package.json"
-    if not package.is_file():
-        return None
-    stamp, want = folder / "complete.txt", hashlib.sha256(package.read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == want:
-        return folder
-    if not (npm := shutil.which("npm")):
-        raise BookError("there is no npm here to fetch them with")
-    work = root / "_build" / "vendor"
-    work.mkdir(parents=True, exist_ok=True)
-    shutil.copy(package, work)
-    done = subprocess.run(
-        [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"],
-        cwd=work,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode:
-        said = " ".join(line for line in done.stdout.splitlines() if "error" in line.lower())
-        raise BookError(f"npm could not fetch them ({said[:200] or done.returncode})")
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier book loaded
-    folder.mkdir(parents=True)
-    for source, name in json.loads(package.read_text())["vendor"].items():
-        shutil.copy(work / "node_modules" / source, folder / name)
-    stamp.write_text(want)
-    return folder
+    source = html / "_static" / "scripts" / "fontawesome.js"
+    if not source.exists():
+        return
+    script, known = source.read_text(), dict[str, str]()
+
+    def svg(found: re.Match[str]) -> str:
+        classes, rest = found["classes"].split(), found["rest"]
+        shapes = [c.removeprefix("fa-") for c in classes if c.startswith("fa-") and c not in _NO_SHAPES]
+        name = shapes[0] if shapes else ""
+        if name not in known:
+            shape = re.search(rf'[,{{]"?{name}"?:\[(\d+),(\d+),\[[^\]]*\],"[0-9a-f]+","([^"]+)"\]', script)
+            if not shape:
+                return found[0]
+            width, height, path = shape.groups()
+            known[name] = f'viewBox="0 0 {width} {height}"><path fill="currentColor" d="{path}"></path></svg>'
+        return f'<svg class="svg-inline--fa {" ".join(classes)}" aria-hidden="true"{rest} {known[name]}'
+
+    for page in html.rglob("*.html"):
+        text = re.sub(
+            r"[ \t]*<(?:script|link)[^>]*fontawesome\.js[^>]*>(?:</script>)?\n?", "", page.read_text()
+        )
+        page.write_text(_ICON.sub(svg, text))
+    for path in (source, source.with_name("fontawesome.js.map")):
+        path.unlink(missing_ok=True)

@@ -26,18 +26,18 @@ from .parts import in_parts
 from .scan import L2_OF_PATTERN, Found, Problems, Scan, assemble
 
 COARSE_UNTIL = 0.3  # below this Q the weights stay nearly uniform (exp(1/T) = 2.3); above it the path decides
-FEW, FIRST, GROWTH = (
-    2,
-    0.002,
-    0.5,
-)  # of the first look: images per class, first step per image norm, then per pattern
+# The first look, for the size of a rough pattern:
+FEW = 2  # images of each class
+FIRST = 0.002  # length of its first step, as a share of the images' mean norm
+GROWTH = 0.5  # of the later ones, as a share of the pattern's
+LOOK = 100  # steps, at most
 FIXED = Allowed(
     lambda value: value is None or are_numbers([value], 1, above=0) or are_numbers(value, 2, above=0),
     "a positive number, a pair (coarse, fine) of them, or None,",
 )
 STRIDE = Allowed(
-    lambda value: are_numbers(value, 2, above=0, most=1),
-    "a pair (coarse, fine) of numbers above 0, at most 1,",
+    lambda value: are_numbers(value, 2, above=0, most=1) and value[1] <= value[0],
+    "a pair (coarse, fine) of numbers above 0, at most 1, the first not below the second,",
 )
 
 
@@ -63,10 +63,11 @@ class Ascent(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "stride", tuple(map(float, self.stride)))
+        stride = self.stride if self.delta is None else Ascent.stride  # one search, one name
+        object.__setattr__(self, "stride", tuple(map(float, stride)))
         if isinstance(self.delta, (list, tuple)):
             pair = tuple(map(float, self.delta))
-            object.__setattr__(self, "delta", pair[0] if pair[0] == pair[1] else pair)  # one search, one name
+            object.__setattr__(self, "delta", pair[0] if pair[0] == pair[1] else pair)
 
 
 def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Update) -> Found:
@@ -150,24 +151,26 @@ def _ascend(
 def _lengths(run: Run, target: Tensor, sources: Tensor, how: Ascent) -> tuple[Tensor, Tensor]:
     """Coarse and fine step lengths (B,) of problems with these targets (B,) and sources (B, S)."""
     if how.delta is None:
-        size = _rough_norms(run, target, sources)
+        size = _rough_norms(run, target, sources, min(LOOK, how.max_steps))
         return how.stride[0] * size, how.stride[1] * size
     coarse, fine = how.delta if isinstance(how.delta, tuple) else (how.delta, how.delta)
     one = torch.ones(target.shape, device=target.device)
     return coarse * one, fine * one
 
 
-def _rough_norms(run: Run, target: Tensor, sources: Tensor) -> Tensor:
+def _rough_norms(run: Run, target: Tensor, sources: Tensor, most: int) -> Tensor:
     """Norms (B,) of rough patterns that send COARSE_UNTIL of a FEW images of each source class there.
 
-    Each step is half as long as the pattern is by then, so that some ten lead from any beginning to any size. A
-    problem whose gradient vanishes, or that takes 100 steps, has the norm that it has reached.
+    Of those that were not there without any. Each step is half as long as the pattern is by then, so that some ten lead
+    from any beginning to any size. A problem whose gradient vanishes, or that takes `most` steps, has the norm that it has
+    reached.
     """
     clean, (k, _, *shape) = run.clean[:, :FEW], run.clean.shape
     (b, s), n = sources.shape, clean.shape[1]
     first = FIRST * float(clean.flatten(2).norm(dim=2).mean()) or FIRST  # of black images too
     v, active = torch.zeros(b, *shape, device=clean.device), torch.arange(b, device=clean.device)
-    for i in range(100):
+    without = torch.zeros(b, device=clean.device)
+    for i in range(most):
         if not len(active) or run.stopped:
             break
         here, goal = v[active].requires_grad_(True), target[active]
@@ -177,7 +180,10 @@ def _rough_norms(run: Run, target: Tensor, sources: Tensor) -> Tensor:
         unit, flat = _unit_gradient(toward.mean((1, 2)).sum(), here)
         run.cost.forward += len(active) * s * n
         run.cost.backward += len(active) * s * n
-        there = flat | (share >= COARSE_UNTIL) & (i > 0)
+        if i == 0:
+            without = share
+        gained = (share - without[active]) / (1 - without[active]).clamp_min(1e-6)
+        there = flat | (gained >= COARSE_UNTIL)
         length = (GROWTH * here.detach().flatten(1).norm(dim=1)).clamp_min(first)
         v[active] = here.detach() + torch.where(_wide(there), 0, _wide(length) * unit)
         active = active[~there]

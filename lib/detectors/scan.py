@@ -163,8 +163,16 @@ class Found:
     def joined(cls, parts: Sequence[Found]) -> Found:
         """The problems of several searches one after the other; a trajectory is as long as the longest."""
         whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()}
-        names = parts[0].trajectory if all(part.trajectory for part in parts) else {}
-        paths = {name: _side_by_side([part.trajectory[name] for part in parts]) for name in names}
+        begun = next((part.trajectory for part in parts if part.trajectory), {})
+        paths = {
+            name: _side_by_side(
+                [
+                    part.trajectory.get(name, path.new_empty(0, len(part.norms), *path.shape[2:]))
+                    for part in parts
+                ]
+            )
+            for name, path in begun.items()
+        }
         return replace(parts[0], **whole, trajectory=paths)
 
     def _tensors(self) -> dict[str, Any]:

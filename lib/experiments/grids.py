@@ -134,12 +134,16 @@ class GroupEntry(Entry):
 
     def tasks(self) -> list[AttackTask]:
         """One for every seed and combination of values."""
-        if self.attack(0) is None:
+        if (attack := self.attack(0)) is None:
             raise GridError(f"group = {self.group!r}: a group with an attack is needed")
-        kind, vary = type(self.attack(0)), {}
+        kind, vary, rows = type(attack), {}, len(self.each)
         for name, values in self.vary.items():
             if not isinstance(values, list) or not values:
                 raise GridError(f"vary: {name} = {shown(values)}: a list of one or more values is needed")
+            if name in self.settings:
+                raise GridError(f"vary: {name} stands in settings, too")
+            if (rows := rows * len(values)) > MOST:
+                raise GridError(f"vary: {rows:,} rows: at most {MOST:,} are allowed")
             vary[name] = [from_values(kind, {name: value}, whole=False)[name] for value in values]
         return varied(self.spec, self.attack, seeds=self.each, **vary)
 

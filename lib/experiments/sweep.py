@@ -34,10 +34,13 @@ def table_of(
 ) -> pd.DataFrame:
     """The rows of a few tasks, in their order, in memory alone.
 
-    known: a table that a sweep has written; what it holds is taken from there as it stands.
+    known: a table that a sweep has written; what it holds is taken from there as it stands. Raises ValueError where
+        there is no such file.
     """
     import pandas as pd
 
+    if known and not Path(known).is_file():
+        raise ValueError(f"there is no table {known}")
     found = rows_of(known).to_dict("records") if known else []
     have = {row["key"]: row for row in found}
     rows = [

@@ -218,25 +218,6 @@ def test_what_is_left_is_told_from_what_chapters_took_the_last_time():
     assert runner.Forecast({"a": None}, jobs=1).left(now=0.0) == (1, 0.0)
 
 
-@pytest.mark.long
-def test_where_scripts_cannot_be_fetched_the_pages_are_made_and_say_what_they_lack(tmp_path, monkeypatch):
-    root = make_root(tmp_path / "book", {})
-    (root / "notebooks/profiles/smoke.yml").write_text("{}\n")
-    (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
-    (root / "book/package.json").write_text('{"vendor": {}}')
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error no network'; exit 1\n")
-    npm.chmod(0o755)
-    for there, said in ((None, "there is no npm here"), (str(npm), "npm error no network")):
-        monkeypatch.setattr(jupyter_book.shutil, "which", lambda name, there=there: there)
-        summary = book.make(root)
-        assert said in summary.lacking and summary.index.is_file()
-        assert "vendor/" not in (root / "_build/stage/_config.yml").read_text()
-    assert not book.make(root, cdn=True).lacking
-    (root / "book/package.json").unlink()
-    assert not book.make(root).lacking, "a book that loads nothing lacks nothing"
-
-
 def test_the_book_needs_no_torch():
     code = "import sys, lib.book; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,7 +2,7 @@
 window.checks = {
 prose: () => {
   const copy = document.querySelector("article, main").cloneNode(true);
-  copy.querySelectorAll("pre, code, script, style, mjx-container, .math, .sd-d-none, .explorer, svg").forEach(n => n.remove());
+  copy.querySelectorAll("pre, code, script, style, .math, .sd-d-none, .explorer, svg").forEach(n => n.remove());
   return copy.textContent;
 },
 images: () => [...document.querySelectorAll("article img, main img")].map(i =>
@@ -26,7 +26,7 @@ contrast: () => {
   const bad = new Map(), walker = document.createTreeWalker(document.querySelector("main") || document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const e = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
-    if (text.length < 2 || !e || e.closest("script, style, noscript, mjx-assistive-mml, svg") || !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+    if (text.length < 2 || !e || e.closest("script, style, noscript, svg") || !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
     const s = getComputedStyle(e), ground = behind(e);
     if (!ground || e.getBoundingClientRect().width < 2) continue;
     const ink = over(rgba(s.color), ground), [a, b] = [light(ink.slice(0, 3)), light(ground.slice(0, 3))].sort((x, y) => y - x);

@@ -44,6 +44,40 @@ def test_as_many_threads_as_one_likes(detector, threads):
             assert torch.allclose(path, scans[0].trajectory[name], rtol=1e-3, atol=1e-4, equal_nan=True), name
 
 
+@pytest.mark.parametrize("how", [NeuralCleanse(stall=4), NeuralCleanse(mode="pairs", stall=4), USB(**quick)])
+def test_all_parts_draw_the_same_batches_and_the_generator_goes_on_from_the_longest(how, threads):
+    """With more images than a batch holds, each round draws anew; problems end at different rounds."""
+    many, found = planted.images(30), []
+    for count in (1, 2, 5):
+        threads(count)
+        generator = torch.Generator().manual_seed(3)
+        scan = how.scan(model, many, generator=generator)
+        found.append((scan.norms, generator.get_state()))
+    assert not torch.equal(found[0][1], torch.Generator().manual_seed(3).get_state())
+    for norms, state in found[1:]:
+        assert torch.allclose(norms, found[0][0], rtol=1e-4) and torch.equal(state, found[0][1])
+
+
+class Remembers(torch.nn.Module):
+    """Keeps what it has computed on itself between two layers, as some networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = planted.model(target=1)
+
+    def forward(self, x):
+        self.kept = self.inner(x)
+        return self.kept + 0.0
+
+
+def test_a_model_that_keeps_something_is_no_trouble(threads):
+    norms = []
+    for count in (1, 4):
+        threads(count)
+        norms.append(NeuralCleanse(max_rounds=8).scan(Remembers(), clean).norms)
+    assert torch.allclose(*norms, rtol=1e-4)
+
+
 @pytest.mark.parametrize("detector", [PRED(delta=0.1), URED(), NeuralCleanse(mode="pairs", max_rounds=3)])
 def test_no_step_holds_more_images_than_the_bound(detector, threads):
     """Neither do more classes or pairs make a step larger; a single problem is never cut."""
@@ -73,6 +107,10 @@ def test_a_part_that_fails_ends_the_others(threads):
 @pytest.mark.parametrize("count", [1, 3])
 def test_stop_ends_all_parts(count, threads):
     threads(count)
-    asked = iter([False] * 10)
-    scan = URED(delta=1e-5).scan(model, clean, stop=lambda: next(asked, True))
+    """A part that has not begun by then has a path of no length; one True is enough."""
+    asked = iter([False] * 10 + [True])
+    scan = URED(delta=1e-5, record_every=1).scan(model, planted.images(60), stop=lambda: next(asked, False))
     assert not scan.converged.any() and not scan.reached.any() and scan.norms.max() <= 11e-5
+    path = scan.trajectory["v"]
+    assert path.shape[1] == planted.K and len(path) <= 11
+    assert [int((~p.isnan().flatten(1).any(1)).sum()) > 0 for p in path.unbind(1)].count(True) >= 1

@@ -225,9 +225,9 @@ def test_the_budget_of_steps_is_kept_and_reported():
 
 
 def test_stop_ends_a_run():
-    asked = iter([False, False, True])
-    scan = URED(delta=1e-3, record_every=1).scan(model, clean, stop=lambda: next(asked))
-    assert len(scan.trajectory["Q"]) == 2 and not scan.converged.any()
+    asked = iter([False] * 4)
+    scan = URED(delta=1e-3, record_every=1).scan(model, clean, stop=lambda: next(asked, True))
+    assert 1 <= len(scan.trajectory["Q"]) <= 4 and not scan.converged.any()
 
 
 @pytest.mark.parametrize(
@@ -320,3 +320,39 @@ def test_two_fixed_lengths_are_the_same_for_all():
     assert torch.allclose(moved[0], torch.tensor(0.1))
     for t in range(planted.K):
         assert moved[~moved[:, t].isnan(), t][-1].item() == pytest.approx(0.02, abs=1e-5)
+
+
+def test_the_first_look_is_booked_stopped_and_bounded():
+    first = LRED(max_steps=1).scan(model, clean).cost
+    k, few, n = planted.K, 2, clean.shape[1]
+    each = k * (k - 1)
+    assert first.backward == each * few + each * n and first.forward == each * few + 2 * each * n
+    asked = []
+    LRED().scan(model, clean, stop=lambda: asked.append(1) or len(asked) > 1)
+    assert len(asked) <= 3, "it is asked before every step of the first look, too"
+
+
+def test_where_nothing_moves_the_first_look_ends():
+    class Deaf(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([5.0, 0, 0, 0]).expand(len(x), 4) + 0 * x.sum((1, 2, 3))[:, None]
+
+    scan = LRED(max_steps=50).scan(Deaf(), clean)
+    assert scan.cost.backward <= 2 * 12 * (2 + 6) and not scan.reached[1:].any()
+    black = torch.zeros_like(clean)
+    assert LRED(max_steps=5).scan(model, black).norms.isfinite().all()
+
+
+def test_images_that_are_there_already_do_not_make_the_steps_tiny():
+    """One image of each class bears the trigger: whether it is among the few of the first look hardly matters."""
+    trigger = URED(delta=0.02).scan(model, clean)
+    marked = clean.clone()
+    marked[:, 0] = trigger.embed(clean[:, 0], 1)
+    ends = [URED().scan(model, images).cost.backward for images in (marked, marked.flip(1))]
+    assert max(ends) < 3 * min(ends)
+
+
+def test_a_fixed_step_is_one_search_by_one_name():
+    assert LRED(delta=0.05, stride=(0.2, 0.1)) == LRED(delta=0.05)
+    with pytest.raises(ValueError, match="stride"):
+        LRED(stride=(0.02, 0.1))

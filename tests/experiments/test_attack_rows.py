@@ -31,6 +31,8 @@ def test_a_table_of_few_takes_known_rows_as_they_stand_and_makes_the_others(tmp_
     table = sweep.table_of(made, known=tmp_path / "known.parquet")
     assert table["asr"].tolist() == [0.25, 0.75] and table["rate"].tolist() == [0.1, 0.2]
     assert sweep.table_of(made)["asr"].tolist() == [0.75, 0.75]
+    with pytest.raises(ValueError, match="there is no table"):
+        sweep.table_of(made, known=tmp_path / "unknown.parquet")
 
 
 def test_unknown_attacks_and_settings_are_named_before_anything_is_trained():

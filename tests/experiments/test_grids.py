@@ -124,6 +124,8 @@ def test_a_field_of_attacks_is_refused_by_name_and_value(refused, field, values)
         ("group: G-3, vary: {amplitude: [3, '4']}", ("amplitude = '4'", "a whole number")),
         ("group: G-3, vary: {amplitude: [3, 3]}", ("stands in the grid before",)),
         ("group: G-3, settings: {per_source: -1}", ("per_source = -1", "needed")),
+        ("group: G-3, settings: {cover: 0}, vary: {cover: [1]}", ("vary: cover", "settings")),
+        (f"group: G-3, seeds: 200, vary: {{amplitude: {list(range(1, 150))}}}", ("29,800 rows", "20,000")),
         ("group: patch-2, settings: {amplitude: 3}", ("no setting 'amplitude'", "size")),
     ],
 )
