@@ -64,7 +64,7 @@ class Run:
         gives probabilities.
     clean: (K, n, C, H, W).
     generator: of everything random; on the device of the images.
-    stop: asked before every step; True ends the search with what there is.
+    stop: asked before every step or round, by several threads in turn; True ends the search with what there is.
     """
 
     model: Any

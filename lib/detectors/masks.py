@@ -77,7 +77,7 @@ def estimate_masks(
     update: Update | None = None,
     watch: Callable[[Tensor], bool] | None = None,
 ) -> Found:
-    """Solve all problems at once; norms are |m|_1, success is the share on all clean images of the sources.
+    """Solve all problems; norms are |m|_1, success is the share on all clean images of the sources.
 
     start: mask (H, W) or (B, H, W) and pattern (C, H, W) or (B, C, H, W); random without it.
     extra: more loss terms.

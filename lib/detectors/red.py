@@ -71,7 +71,7 @@ class Ascent(Detector):
 
 
 def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Update) -> Found:
-    """Algorithm 1 for all problems at once; norms are ||v||_2.
+    """Algorithm 1 for all problems; norms are ||v||_2.
 
     A problem takes coarse steps until one lands at Q >= COARSE_UNTIL; that step is shortened to a fine one, and
     fine ones follow. With one `delta` it is Algorithm 1 to the letter: every step has that length.

@@ -205,7 +205,7 @@ def _attack_tasks(grid: dict[str, Any]) -> list[Task]:
     for place, block in entries:
         with _at(place):
             for task in block.tasks():
-                one = replace(task, varied=())  # what an entry varies is no other row
+                one = replace(task, varied=())  # two entries may come to the same row by different ways
                 _add(tasks, one, repr(one), f"{task.name} with seed {task.spec.seed}")
     return list(tasks.values())
 

@@ -229,8 +229,9 @@ def varied(
     Raises AttackError for a setting that the attack does not have.
     """
     made = {s: replace(attack, seed=s) if isinstance(attack, SingleAttack) else attack(s) for s in seeds}
-    for one in list(made.values())[:1]:
-        check_names(type(one), settings, name=type(one).__name__, error=AttackError)
+    if made:
+        kind = type(next(iter(made.values())))
+        check_names(kind, settings, name=kind.__name__, error=AttackError)
     return [
         AttackTask(
             spec=replace(spec, attack=replace(one, **changes), seed=seed),
