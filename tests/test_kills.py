@@ -135,7 +135,7 @@ def sphinx(stage, build):
         (made / name).write_text(f"<p>{name} {words} <script>const THEBE_JS_URL</script>")
     return made
 jupyter_book._sphinx = sphinx
-def render(root): jupyter_book.render(root, [], output=root, whole=False)
+def render(root): jupyter_book.render(root, [], output=root)
 def before(root):
     make_root(root, {})
     render(root)

@@ -203,7 +203,7 @@ def test_what_is_no_part_of_the_pages_is_not_staged(small):
         (small / folder).mkdir()
         (small / folder / "make.py").write_text("1")
     (small / "book/more.md").write_text("# More\n")
-    staged = {name for name, _ in jupyter_book._files(small, [], whole=False)}
+    staged = {name for name, _ in jupyter_book._files(small, [])}
     assert {"_toc.yml", "_config.yml", "book/intro.md", "book/more.md", "book/_static/own.css"} == staged
 
 
