@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models import Queries, black_box
+from ..models.ask import BATCH
 from ..settings import allowed, choice, number
 from .base import Needs, Recorder, Run
 from .descent import BETAS, Descent, State, unit
@@ -95,7 +96,7 @@ class B3D(Descent):
     exact_penalty: bool = True
     mask: str = choice("soft", ("soft", "discrete"))
     check: int = number(200, least=1)  # images per class, within the budget, to try the final trigger on
-    query_batch: int = number(400, least=1)  # images per call of the model
+    query_batch: int = number(BATCH, least=1)  # images per call of the model
 
     needs = Needs(access="answers")
 

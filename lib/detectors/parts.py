@@ -38,9 +38,10 @@ def in_parts(run: Run, b: int, images: int, solve: Solve, *, whole: bool = False
         parts begin alike, and run.generator goes on from the longest.
     whole: all in one part.
     """
-    device = run.clean.device
-    threads = torch.get_num_threads() if device.type == "cpu" and not whole else 1
-    size = max(1, min(BATCH // images, -(-b // threads))) if device.type == "cpu" and not whole else b
+    device, threads, size = run.clean.device, 1, b
+    if device.type == "cpu" and not whole:
+        threads = torch.get_num_threads()
+        size = max(1, min(BATCH // images, -(-b // threads)))
     index = torch.arange(b, device=device).split(size)
     models = _copies(run.model, min(threads, len(index)))
     lock, ended = threading.Lock(), threading.Event()

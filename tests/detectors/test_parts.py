@@ -1,5 +1,6 @@
 """A scan cut into parts, on one thread or several, is the scan."""
 
+import time
 from dataclasses import replace
 
 import planted
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from lib.detectors import LRED, PRED, URED, USB, MaskedLRED, NeuralCleanse, TaborStyle
+from lib.detectors.masks import random_start
 from lib.models.ask import BATCH
 
 pytestmark = pytest.mark.long
@@ -44,7 +46,7 @@ def test_as_many_threads_as_one_likes(detector, threads):
             assert torch.allclose(path, scans[0].trajectory[name], rtol=1e-3, atol=1e-4, equal_nan=True), name
 
 
-@pytest.mark.parametrize("how", [NeuralCleanse(stall=4), NeuralCleanse(mode="pairs", stall=4), USB(**quick)])
+@pytest.mark.parametrize("how", [NeuralCleanse(stall=4), NeuralCleanse(mode="pairs", stall=4)])
 def test_all_parts_draw_the_same_batches_and_the_generator_goes_on_from_the_longest(how, threads):
     """With more images than a batch holds, each round draws anew; problems end at different rounds."""
     many, found = planted.images(30), []
@@ -53,7 +55,9 @@ def test_all_parts_draw_the_same_batches_and_the_generator_goes_on_from_the_long
         generator = torch.Generator().manual_seed(3)
         scan = how.scan(model, many, generator=generator)
         found.append((scan.norms, generator.get_state()))
-    assert not torch.equal(found[0][1], torch.Generator().manual_seed(3).get_state())
+    begun = torch.Generator().manual_seed(3)
+    random_start(many.shape[2:], begun)
+    assert not torch.equal(found[0][1], begun.get_state())
     for norms, state in found[1:]:
         assert torch.allclose(norms, found[0][0], rtol=1e-4) and torch.equal(state, found[0][1])
 
@@ -67,6 +71,7 @@ class Remembers(torch.nn.Module):
 
     def forward(self, x):
         self.kept = self.inner(x)
+        time.sleep(0.003)  # time for another thread to come by
         return self.kept + 0.0
 
 
@@ -74,7 +79,7 @@ def test_a_model_that_keeps_something_is_no_trouble(threads):
     norms = []
     for count in (1, 4):
         threads(count)
-        norms.append(NeuralCleanse(max_rounds=8).scan(Remembers(), clean).norms)
+        norms.append(NeuralCleanse(max_rounds=4).scan(Remembers(), clean).norms)
     assert torch.allclose(*norms, rtol=1e-4)
 
 
