@@ -2,8 +2,10 @@
 
     glue(asr=percent(0.973), right=of([True, True, False]))  # "97.3 %", "2 of 3"
     glue.table(rates, "{row}_{column}", form=of)
+    claim(shorter=norms[target] < norms.median() / 2)
 
-The text then says {glue:text}`asr`.
+The text then says {glue:text}`asr`, and behind a sentence that reads something off an output stands {claim}`shorter`:
+nothing on the page while it holds, a visible mark where it does not.
 """
 
 from __future__ import annotations
@@ -50,6 +52,34 @@ class Glue:
 
 
 glue = Glue()
+
+CLAIM = {"claim:run:": "run", "claim:rows:": "rows"}  # what the name of a glued claim begins with, and its basis
+
+
+class Claims:
+    """Ties sentences to outputs: claim(name=holds), and {claim}`name` behind the sentence; shows nothing in the cell."""
+
+    def __call__(self, **holds: object) -> None:
+        """What this very run shows: another seed may show something else.
+
+        holds: for each claim, whether it does: True or False, or a NumPy or PyTorch scalar of that kind.
+        Raises ValueError for anything else.
+        """
+        self._make("claim:run:", holds)
+
+    def of_rows(self, **holds: object) -> None:
+        """What a committed table shows, whatever the seed of this run. As above."""
+        self._make("claim:rows:", holds)
+
+    def _make(self, prefix: str, holds: Mapping[str, object]) -> None:
+        for name, value in holds.items():
+            plain = value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
+            if not isinstance(plain, bool):
+                raise ValueError(f"claim {name} = {value!r}: True or False is needed")
+            glue(**{prefix + name: plain})
+
+
+claim = Claims()
 
 
 def _cells(table: Any) -> Iterator[tuple[dict[str, Any], Any]]:

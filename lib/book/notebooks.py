@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..prose import CLAIM
 from ..settings import shown
 
 # nbformat checks schemas with jsonschema, which, where this is installed, compiles forty grammars of internet
@@ -45,13 +47,37 @@ def read(notebook: Path) -> Any:
     return book
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a sentence of a chapter says of an output, in one run."""
+
+    name: str
+    holds: bool
+    basis: str  # "run": of this run; "rows": of a committed table
+
+
+def claims(notebook: Path) -> dict[str, Claim]:
+    """The claims that an executed notebook made, by name."""
+    found = {}
+    for label, value in _scraps(read(notebook)).items():
+        for prefix, basis in CLAIM.items():
+            if label.startswith(prefix):
+                name = label.removeprefix(prefix)
+                found[name] = Claim(name=name, holds=value is True, basis=basis)
+    return found
+
+
 def glued(notebook: Path) -> dict[str, Any]:
-    """What an executed notebook glued, by name.
+    """What an executed notebook glued for its text, by name.
 
     Plain Python values come back as such; other text as str; figures and HTML as their MIME bundle.
     """
+    return {k: v for k, v in _scraps(read(notebook)).items() if not k.startswith(tuple(CLAIM))}
+
+
+def _scraps(book: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for cell in read(notebook).cells:
+    for cell in book.cells:
         for output in cell.get("outputs", []):
             scrap = output.get("metadata", {}).get("scrapbook")
             if not scrap:
