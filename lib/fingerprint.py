@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 LIBRARY = Path(__file__).resolve().parent
@@ -74,8 +75,23 @@ def of_closure(files: frozenset[Path]) -> str:
 
 
 def of_functions(*functions: Callable[..., Any]) -> str:
-    """Digest of what these functions say."""
-    return digest([of_source(textwrap.dedent(inspect.getsource(function))) for function in functions])
+    """Digest of what these functions say, and the functions of their modules that they call."""
+    todo, seen = list(functions), dict[Callable[..., Any], str]()
+    while todo:
+        function = todo.pop()
+        if function in seen:
+            continue
+        seen[function] = of_source(textwrap.dedent(inspect.getsource(function)))
+        around = function.__globals__
+        beside = [around[name] for name in _names(function.__code__) if name in around]
+        todo += [f for f in beside if inspect.isfunction(f) and f.__module__ == function.__module__]
+    return digest(sorted(seen.values()))
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that a function, and what is written inside it, asks for."""
+    inside = [_names(const) for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*inside)
 
 
 def digest(value: object) -> str:

@@ -31,10 +31,6 @@ FEW = 2  # images of each class
 FIRST = 0.002  # length of its first step, as a share of the images' mean norm
 GROWTH = 0.5  # of the later ones, as a share of the pattern's
 LOOK = 100  # steps, at most
-FIXED = Allowed(
-    lambda value: value is None or are_numbers([value], 1, above=0) or are_numbers(value, 2, above=0),
-    "a positive number, a pair (coarse, fine) of them, or None,",
-)
 STRIDE = Allowed(
     lambda value: are_numbers(value, 2, above=0, most=1) and value[1] <= value[0],
     "a pair (coarse, fine) of numbers above 0, at most 1, the first not below the second,",
@@ -45,8 +41,8 @@ STRIDE = Allowed(
 class Ascent(Detector):
     """Settings of the search.
 
-    delta: step length in pixel units. One number is the paper's fixed step (its value: 1e-4 at norms near 0.2), a
-        pair two fixed lengths. None: each problem has steps in proportion to its pattern, see `stride`.
+    delta: the paper's fixed step length in pixel units (its value: 1e-4 at norms near 0.2). None: each problem has steps
+        in proportion to its pattern, see `stride`.
     stride: lengths (coarse, fine) as shares of the norm at which a first rough pattern sends Q = 0.3 of few images
         there; used without delta. Steps are coarse while Q < 0.3, where the weights hardly move, and fine from there
         to pi, where they concentrate "late and fast".
@@ -54,7 +50,7 @@ class Ascent(Detector):
     """
 
     pi: float = number(0.9, above=0, below=1)  # weighted share of the images that must arrive
-    delta: float | tuple[float, float] | None = allowed(None, FIXED)
+    delta: float | None = number(None, above=0)
     stride: tuple[float, float] = allowed((0.1, 0.02), STRIDE)
     max_steps: int = number(10_000, least=1)
     record_every: int = number(0, least=0)
@@ -65,16 +61,13 @@ class Ascent(Detector):
         super().__post_init__()
         stride = self.stride if self.delta is None else Ascent.stride  # one search, one name
         object.__setattr__(self, "stride", tuple(map(float, stride)))
-        if isinstance(self.delta, (list, tuple)):
-            pair = tuple(map(float, self.delta))
-            object.__setattr__(self, "delta", pair[0] if pair[0] == pair[1] else pair)
 
 
 def estimate_patterns(run: Run, problems: Problems, how: Ascent, *, update: Update) -> Found:
     """Algorithm 1 for all problems; norms are ||v||_2.
 
     A problem takes coarse steps until one lands at Q >= COARSE_UNTIL; that step is shortened to a fine one, and
-    fine ones follow. With one `delta` it is Algorithm 1 to the letter: every step has that length.
+    fine ones follow. With `delta` it is Algorithm 1 to the letter: every step has that length.
     update: new weights from (w, q, mean log-posteriors, step), as in `lred_annealing.py`.
     Raises ValueError if the model gives anything but (N, K) finite logits.
     """
@@ -153,9 +146,8 @@ def _lengths(run: Run, target: Tensor, sources: Tensor, how: Ascent) -> tuple[Te
     if how.delta is None:
         size = _rough_norms(run, target, sources, min(LOOK, how.max_steps))
         return how.stride[0] * size, how.stride[1] * size
-    coarse, fine = how.delta if isinstance(how.delta, tuple) else (how.delta, how.delta)
-    one = torch.ones(target.shape, device=target.device)
-    return coarse * one, fine * one
+    fixed = torch.full(target.shape, how.delta, device=target.device)
+    return fixed, fixed
 
 
 def _rough_norms(run: Run, target: Tensor, sources: Tensor, most: int) -> Tensor:

@@ -8,7 +8,8 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,17 @@ NETWORKS: dict[str, Callable[[int, Shape], nn.Module]] = {
 }
 
 
+@contextmanager
+def _in_double() -> Iterator[None]:
+    """New tensors are of double precision: weights drawn so, and rounded, are the same on every processor."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def network(
     name: str,
     *,
@@ -197,9 +209,10 @@ def network(
             f"mean = {mean}, std = {std}: one for each of {shape[0]} channels, std above 0, are needed"
         )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _in_double():
             torch.manual_seed(seed)
-            made = nn.Sequential(Normalise(centre, spread), NETWORKS[name](n_classes, shape))
+            architecture = NETWORKS[name](n_classes, shape).float()
+        made = nn.Sequential(Normalise(centre, spread), architecture)
         with torch.no_grad(), evaluating(made):
             made(torch.zeros(1, *shape))
     except RuntimeError as e:
