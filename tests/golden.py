@@ -23,7 +23,7 @@ CASES = {
     for seed in (980, 981, 982)
     for group in ("G-3", "patch-3", "L-1", "C-0")
 }
-FIRST = tuple(CASES)[:4]
+FIRST = tuple(CASES)[:2]  # in every run of the tests; the rest at night
 
 
 def findings(group: str, seed: int) -> dict[str, object]:
@@ -35,11 +35,11 @@ def findings(group: str, seed: int) -> dict[str, object]:
     state = made.model.state_dict()
     sha = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state)))
     scan = made.scan(detectors.LRED(), 8)
-    flagged = anomaly.judge(scan, "calibrated").flagged
+    flagged = list(anomaly.judge(scan, "calibrated").targets)
     return {
         "weights": sha.hexdigest(),
         "norms": [round(float(x), 6) for x in scan.norms],
-        "flagged": sorted(flagged),
+        "flagged": flagged,
     }
 
 
