@@ -11,7 +11,7 @@ PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do 
              "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
 off         := 0 no false
-BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+BUILD_FLAGS := --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out $(off),$(STRICT)),--strict)
 TEST_FLAGS  ?= -n auto --dist loadgroup --no-loadscope-reorder
 # FAST=1: a minute, for each save; SLOW=1: all there is, for the night; neither: all but that
 TIER        := $(if $(filter-out $(off),$(FAST)),-m "not (slow or long or book or browser or data)",$(if $(filter-out $(off),$(SLOW)),-m ""))
@@ -46,7 +46,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-book: $(READY)  ## run every chapter and build _build/html/index.html
+book: $(READY)  ## run every chapter and build _build/html/index.html; STRICT=1: fail if a claim does not hold
 	@$(BIN)/python -m lib.cli build $(BUILD_FLAGS)
 
 test: $(READY)  ## the tests (builds the smoke book once); FAST=1: those of a minute, SLOW=1: all of the night

@@ -14,14 +14,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 
 class Glue:
     """Makes values available to a chapter's roles {glue:text}`name`; shows nothing in the cell."""
 
     def __call__(self, **values: object) -> None:
         """Glue each value under its name; a NumPy scalar as a plain number, without its type."""
+        import numpy as np  # not above: the build reads claims, and needs neither
         from myst_nb import glue as glue_one
 
         for name, value in values.items():
@@ -53,7 +52,8 @@ class Glue:
 
 glue = Glue()
 
-CLAIM = {"claim:run:": "run", "claim:rows:": "rows"}  # what the name of a glued claim begins with, and its basis
+# what the name of a glued claim begins with, and its basis
+CLAIM = {"claim:run:": "run", "claim:rows:": "rows"}
 
 
 class Claims:

@@ -24,6 +24,7 @@ class Built:
     html: Path
     executed: dict[str, Path]
     failures: tuple[str, ...]
+    refuted: tuple[str, ...]  # claims
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -128,4 +129,5 @@ def book() -> Built:
         html=summary.index.parent,
         executed=chapters,
         failures=tuple(map(str, summary.failures)),
+        refuted=tuple(map(str, summary.refuted)),
     )

@@ -43,7 +43,9 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["run"], ["train"], ["scan"], ["sweep"], ["bench"]])
+@pytest.mark.parametrize(
+    "command", [[], ["build"], ["run"], ["claims"], ["train"], ["scan"], ["sweep"], ["bench"]]
+)
 def test_help(capsys, command):
     code, out, err = call(capsys, *command, "--help")
     assert code == 0 and "Usage: redbook" in out and not err

@@ -29,7 +29,7 @@ NEVERS = {
     "models": {"detectors"},
     "audit": {"experiments"},
     "experiments": {"audit"},
-    "book": set(FLOOR) - {"book", "files", "yaml_files", "settings", "fingerprint"},
+    "book": set(FLOOR) - {"book", "files", "yaml_files", "settings", "fingerprint", "prose"},
 }
 MODULES = sorted(p for p in LIB.rglob("*.py") if p.parent != LIB or p.name != "__init__.py")
 

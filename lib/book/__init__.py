@@ -7,7 +7,7 @@ Nothing here imports torch, so a build in which all is fresh takes seconds. `not
 them.
 """
 
-from .build import Summary, contents, find_root, make, plan, run_chapter
+from .build import Refuted, Summary, Trial, Tried, contents, find_root, make, plan, run_chapter, try_seeds
 from .notebooks import BookError
 from .progress import Bars
 from .runner import Chapter, Failure, Progress
@@ -18,10 +18,14 @@ __all__ = [
     "Chapter",
     "Failure",
     "Progress",
+    "Refuted",
     "Summary",
+    "Trial",
+    "Tried",
     "contents",
     "find_root",
     "make",
     "plan",
     "run_chapter",
+    "try_seeds",
 ]

@@ -4,12 +4,13 @@
     notebooks/ ── papermill ── _build/executed/<profile>/ ── _build/stage/ ── jupyter-book ── _build/html/
 
 A chapter is fresh while its key is unchanged (`freshness`). Prose and captions are not in the key: they are
-merged with the kept outputs when staging.
+merged with the kept outputs when staging. `try_seeds` runs the chapters with other seeds, in a folder of its own.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from .. import files
 from ..settings import shown
 from ..yaml_files import read_mapping
-from . import jupyter_book, parameters
+from . import jupyter_book, notebooks, parameters
 from .freshness import Keys
 from .notebooks import BookError
 from .runner import Chapter, Failure, Progress, Runner, cores
@@ -71,11 +72,14 @@ def load_profile(root: Path, profile: str) -> tuple[Path, dict[str, dict[str, An
     return path, table
 
 
-def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> list[Chapter]:
+def plan(
+    root: Path, profile: str = "smoke", *, only: Iterable[str] = (), seed: int | None = None
+) -> list[Chapter]:
     """The chapters of the table of contents, in reading order, their parameters checked.
 
     profile: which parameters they get: a name in notebooks/profiles, or a path.
     only: names to keep; a prefix such as "04" will do.
+    seed: one to try, in the chapters that declare `seed`; runs then lie in _build/claims, apart from the build's.
     Raises BookError before anything runs.
     """
     file, table = load_profile(root, profile)
@@ -95,9 +99,15 @@ def plan(root: Path, profile: str = "smoke", *, only: Iterable[str] = ()) -> lis
     planned = []
     for name, source in sources.items():
         given = parameters.check(source, table.get(name, {}), where=file.name)
-        executed = root / "_build" / "executed" / file.stem / f"{name}.ipynb"
-        key = keys.of(source, given)
-        planned.append(Chapter(name=name, source=source, given=given, key=key, executed=executed))
+        tried = seed if "seed" in parameters.declared(source) else None
+        if tried is not None:
+            given |= parameters.check(source, {"seed": tried}, where=f"seed {tried}")
+        folder = root / "_build" / "executed" / file.stem
+        if seed is not None:
+            apart = "any-seed" if tried is None else f"seed-{tried}"
+            folder = root / "_build" / "claims" / file.stem / apart
+        executed, key = folder / f"{name}.ipynb", keys.of(source, given)
+        planned.append(Chapter(name=name, source=source, given=given, key=key, executed=executed, seed=tried))
     return _restrict(planned, list(only))
 
 
@@ -125,6 +135,19 @@ def run_chapter(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refuted:
+    """A claim of a chapter that does not hold."""
+
+    chapter: str
+    name: str
+    basis: str  # as of `notebooks.Claim`
+
+    def __str__(self) -> str:
+        where = {"run": "in this run", "rows": "of its rows"}[self.basis]
+        return f"{self.chapter}: claim {self.name} does not hold {where}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """What a build did."""
 
@@ -132,6 +155,7 @@ class Summary:
     ran: tuple[str, ...]
     reused: tuple[str, ...]
     failures: tuple[Failure, ...]
+    refuted: tuple[Refuted, ...]  # of all chapters that have run, now or before
     pages_built: bool  # False: nothing had changed since the last time
     seconds: float
 
@@ -168,11 +192,92 @@ def make(
         if not failures and not only:
             built = jupyter_book.render(root, todo, output=pages_in or root)
     bad = {failure.chapter for failure in failures}
+    refuted = [
+        Refuted(chapter=chapter.name, name=claim.name, basis=claim.basis)
+        for chapter in todo
+        if chapter.name not in bad
+        for claim in notebooks.claims(chapter.executed).values()
+        if not claim.holds
+    ]
     return Summary(
         index=index,
         ran=tuple(c.name for c in stale if c.name not in bad),
         reused=tuple(c.name for c in todo if c not in stale),
         failures=tuple(failures),
+        refuted=tuple(refuted),
         pages_built=built,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """How often a claim held, over the seeds of its chapter."""
+
+    chapter: str
+    name: str
+    basis: str  # as of `notebooks.Claim`
+    held: int
+    runs: int
+
+    @property
+    def shaky(self) -> bool:
+        """Did it hold in fewer than four of five?"""
+        return 5 * self.held < 4 * self.runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What chapters claim with one seed and another."""
+
+    tried: tuple[Tried, ...]  # in reading order; of the runs that came through
+    failures: tuple[Failure, ...]
+    ran: int
+    reused: int
+    seconds: float
+
+
+def try_seeds(
+    root: Path,
+    seeds: Sequence[int],
+    *,
+    profile: str = "smoke",
+    only: Iterable[str] = (),
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Trial:
+    """Run the chapters with each of `seeds`, those that declare none once, and count their claims.
+
+    A chapter that is fresh with a seed is not run again; the build's own runs are left alone.
+    Raises BookError for bad input, before anything runs.
+    """
+    started, only, progress = time.monotonic(), list(only), progress or Progress()
+
+    def planned() -> list[Chapter]:
+        every = (chapter for seed in seeds for chapter in plan(root, profile, only=only, seed=seed))
+        return list({chapter.executed: chapter for chapter in every}.values())
+
+    todo = planned()
+    with files.alone(root / "_build" / "claims" / "lock", waiting=progress.wait) as waited:
+        if waited:
+            todo = planned()
+        stale = [chapter for chapter in todo if not chapter.fresh]
+        with Runner(root, jobs=jobs or cores(), progress=progress) as runner:
+            failures = runner.run(stale)
+    bad = {failure.chapter for failure in failures}
+    found: defaultdict[tuple[str, str, str], list[bool]] = defaultdict(list)
+    names = [chapter.name for chapter in todo]
+    for chapter in sorted(todo, key=lambda chapter: names.index(chapter.name)):
+        if chapter.label not in bad:
+            for claim in notebooks.claims(chapter.executed).values():
+                found[chapter.name, claim.name, claim.basis].append(claim.holds)
+    return Trial(
+        tried=tuple(
+            Tried(chapter=chapter, name=name, basis=basis, held=sum(holds), runs=len(holds))
+            for (chapter, name, basis), holds in found.items()
+        ),
+        failures=tuple(failures),
+        ran=len(stale) - len(bad),
+        reused=len(todo) - len(stale),
         seconds=time.monotonic() - started,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from ..settings import shown
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
+# A claim behind a sentence, with the space before it. A line that it begins is joined to the one above, for what is
+# left of it may be a full stop, or nothing; a paragraph is not.
+ROLE = re.compile(r"(?P<space>(?:(?<=\S)\n)?[ \t]*)\{claim\}`(?P<name>[^`]+)`")
+REFUTED = '<span class="refuted">(not so in this run)</span>'
 
 
 class BookError(ValueError):
@@ -58,8 +64,17 @@ class Claim:
 
 def claims(notebook: Path) -> dict[str, Claim]:
     """The claims that an executed notebook made, by name."""
+    return _claims(read(notebook))
+
+
+def claimed(notebook: Path) -> set[str]:
+    """The names of the claims that stand behind a chapter's sentences, in its text and its captions."""
+    return {found["name"] for where, field in _prose(read(notebook)) for found in ROLE.finditer(where[field])}
+
+
+def _claims(book: Any) -> dict[str, Claim]:
     found = {}
-    for label, value in _scraps(read(notebook)).items():
+    for label, value in _scraps(book).items():
         for prefix, basis in CLAIM.items():
             if label.startswith(prefix):
                 name = label.removeprefix(prefix)
@@ -102,19 +117,45 @@ def _literal(text: str) -> object:
 def merge(source: Path, executed: Path) -> Any:
     """The chapter as it is now, with the outputs of its run: its prose may have changed since.
 
-    The code cells of both are the same, by the key of the build; papermill's added cell is taken over.
+    The code cells of both are the same, by the key of the build. Its cell of parameters shows the values that ran, in
+    place of the cell that papermill added; its claims are gone where they hold, and marked where they do not.
+    Raises BookError for a claim that the run did not make.
     """
+    from . import parameters  # not above: it reads notebooks
+
     book, run = read(source), read(executed)
-    is_injected = [INJECTED in c.metadata.get("tags", []) for c in run.cells]
-    injected = [c for c, added in zip(run.cells, is_injected) if added]
-    ran = iter(c for c, added in zip(run.cells, is_injected) if c.cell_type == "code" and not added)
+    ran = (c for c in run.cells if c.cell_type == "code" and INJECTED not in c.metadata.get("tags", []))
     for cell in book.cells:
         if cell.cell_type == "code":
             twin = next(ran)
             cell.outputs, cell.execution_count = twin.outputs, twin.execution_count
-    for cell in injected:
-        at = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
-        book.cells.insert(at + 1, cell)
+    if given := run.metadata.get("redbook", {}).get("parameters"):
+        cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+        cell.source = parameters.put(cell.source, given)
+    _judge(book, _claims(run), source.stem)
     if "widgets" in run.metadata:
         book.metadata["widgets"] = run.metadata["widgets"]
     return book
+
+
+def _judge(book: Any, made: dict[str, Claim], chapter: str) -> None:
+    """Put into a book's prose, for each claim, whether it holds."""
+
+    def verdict(found: re.Match[str]) -> str:
+        if (name := found["name"]) not in made:
+            known = ", ".join(sorted(made)) or "none"
+            raise BookError(f"{chapter}: its run made no claim {shown(name)}; it made {known}")
+        return "" if made[name].holds else (found["space"] or " ") + REFUTED
+
+    for where, field in _prose(book):
+        where[field] = ROLE.sub(verdict, where[field])
+
+
+def _prose(book: Any) -> Iterator[tuple[Any, str]]:
+    """Where the sentences of a chapter are, each a mapping and a field of it: text, and captions of figures."""
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            yield cell, "source"
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if "caption" in figure:
+            yield figure, "caption"

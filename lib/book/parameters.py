@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import tokenize
 import typing
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,39 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     return found
 
 
+def put(source: str, given: Mapping[str, object]) -> str:
+    """The source of a cell of parameters with the values `given` in place of its defaults; the rest stays as written.
+
+        put("n: int = 3  # of them", {"n": 5})  # "n: int = 5  # of them"
+
+    A default that already is the value stays, too: 500_000.
+    """
+    lines = source.encode().splitlines(keepends=True)  # the columns of `ast` count bytes
+    try:
+        found = ast.parse(source).body
+    except SyntaxError:  # lines of IPython's own: left blank, so that the others keep their places
+        kept = set(plain_python(source).splitlines())
+        found = ast.parse("\n".join(line if line in kept else "" for line in source.splitlines())).body
+    for line in reversed(found):
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or (value := line.value) is None:
+            continue
+        targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+        names = [t.id for t in targets if isinstance(t, ast.Name) and t.id in given]
+        new = {name: _written(given[name]) for name in names if not _is(value, given[name])}
+        if not new:
+            continue
+        if len(targets) == 1:
+            (text,) = new.values()
+            first, start, last, end = value.lineno, value.col_offset, value.end_lineno, value.end_col_offset
+        else:  # one = two = 1: it is said behind that, for the other name keeps its value
+            text = "".join(f"; {name} = {text}" for name, text in new.items())
+            first = last = line.end_lineno or 0
+            start = end = line.end_col_offset or 0
+        assert last
+        lines[first - 1 : last] = [lines[first - 1][:start] + text.encode() + lines[last - 1][end:]]
+    return b"".join(lines).decode()
+
+
 def check(notebook: Path, given: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
     """The parameters `given`, every value in its declared type.
 
@@ -87,6 +121,19 @@ def check(notebook: Path, given: Mapping[str, object], *, where: str = "") -> di
             wanted = f"must be {known[name].type}, got {shown(value)}; allowed are\n  {allowed}"
             raise BookError(f"{blame}: parameter '{name}' {wanted}") from None
     return out
+
+
+def _is(default: ast.expr, value: object) -> bool:
+    """Is a default this very value, type and all?"""
+    try:
+        return repr(ast.literal_eval(default)) == repr(value)
+    except (ValueError, TypeError):
+        return False
+
+
+def _written(value: object) -> str:
+    """A value as Python; a number that is not finite has no literal."""
+    return f'float("{value}")' if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
 def _comments(source: str) -> dict[int, str]:

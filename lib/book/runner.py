@@ -36,6 +36,12 @@ class Chapter:
     given: Mapping[str, Any]  # parameters of the profile, checked
     key: str
     executed: Path
+    seed: int | None = None  # one that is tried, in place of the profile's
+
+    @property
+    def label(self) -> str:
+        """Its name, and the seed if one is tried: "04_lred, seed 200"."""
+        return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
     @property
     def fresh(self) -> bool:
@@ -62,7 +68,7 @@ class Chapter:
 class Failure:
     """Why a chapter did not come through."""
 
-    chapter: str
+    chapter: str  # its label
     cell: int | None  # execution count of the cell that raised; None: the chapter never ran to one
     error: str
     kept: Path | None  # the notebook with the traceback
@@ -146,19 +152,19 @@ class Runner:
         Those that took longest the last time begin first, so that none of them runs alone at the end.
         """
         todo = list(todo)
-        last = {chapter.name: chapter.seconds for chapter in todo}
+        last = {chapter.label: chapter.seconds for chapter in todo}
         self._forecast = Forecast(last, jobs=self.jobs)
-        order = sorted(todo, key=lambda chapter: -(last[chapter.name] or 0.0))
-        futures = {chapter.name: self._pool.submit(self.run_one, chapter) for chapter in order}
-        return [failure for chapter in todo if (failure := futures[chapter.name].result())]
+        order = sorted(todo, key=lambda chapter: -(last[chapter.label] or 0.0))
+        futures = {chapter.label: self._pool.submit(self.run_one, chapter) for chapter in order}
+        return [failure for chapter in todo if (failure := futures[chapter.label].result())]
 
     def run_one(self, chapter: Chapter) -> Failure | None:
         """Run one chapter in a child process; blocks until it is done."""
-        self.progress.start(chapter.name)
-        begun = self._forecast.begun[chapter.name] = time.monotonic()
+        self.progress.start(chapter.label)
+        begun = self._forecast.begun[chapter.label] = time.monotonic()
         with self._lock:
             if self._stopping:
-                return Failure(chapter=chapter.name, cell=None, error="interrupted", kept=None)
+                return Failure(chapter=chapter.label, cell=None, error="interrupted", kept=None)
             child = self._spawn()
             self._children.add(child)
         last: dict[str, Any] = {}
@@ -176,7 +182,7 @@ class Runner:
             for line in child.stdout:
                 message = _message(line)
                 if "done" in message:
-                    self.progress.step(chapter.name, message["done"], message["of"])
+                    self.progress.step(chapter.label, message["done"], message["of"])
                 elif message:
                     last = message
                     break
@@ -189,9 +195,9 @@ class Runner:
                 self._children.discard(child)
         ok = child.returncode == 0 and "seconds" in last
         if not self._stopping:
-            self.progress.finish(chapter.name, last["seconds"] if ok else None)
+            self.progress.finish(chapter.label, last["seconds"] if ok else None)
             with self._lock:
-                self._forecast.took[chapter.name] = time.monotonic() - begun
+                self._forecast.took[chapter.label] = time.monotonic() - begun
                 self.progress.left(*self._forecast.left(time.monotonic()))
         return None if ok else self._failure(chapter, last, child.returncode)
 
@@ -216,10 +222,10 @@ class Runner:
     def _failure(self, chapter: Chapter, last: Mapping[str, Any], code: int) -> Failure:
         kept = chapter.executed.with_suffix(".failed.ipynb")
         if "error" in last:
-            return Failure(chapter=chapter.name, cell=last["cell"], error=last["error"], kept=kept)
+            return Failure(chapter=chapter.label, cell=last["cell"], error=last["error"], kept=kept)
         log = self.root / "_build" / "kernels.log"
         error = f"its process ended with {code}; see {log}"
-        return Failure(chapter=chapter.name, cell=None, error=error, kept=None)
+        return Failure(chapter=chapter.label, cell=None, error=error, kept=None)
 
 
 def _message(line: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 PARAMETERS = """\
 n_seeds: int = 3  # classifiers
 rate: float = 0.5
@@ -25,9 +26,8 @@ def chapter(root: Path, name: str, code: str) -> Path:
         ),
         new_code_cell(code),
     ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = root / "notebooks" / f"{name}.ipynb"
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
     return path
 
 

@@ -1,5 +1,6 @@
 """What a chapter declares, and what is refused before anything runs: parameters, profiles, notebooks, places to write to."""
 
+import ast
 import json
 import os
 
@@ -200,6 +201,60 @@ def test_what_a_chapter_declares_is_read_and_not_run(odd):
 def test_a_text_is_read_as_the_parameter_is_declared(odd, name, text, want):
     found = parameters.check(odd, {name: text})[name]
     assert found == want and repr(found) == repr(want)
+
+
+# -- a chapter's parameters with the values that ran
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("equal", "it's", """equal: str = "it's"  # with a sign"""),
+        ("maybe", 1e-3, "maybe: float | None = 0.001  # or nothing"),
+        ("maybe", None, "maybe: float | None = None  # or nothing"),
+        ("other", None, "other: Optional[int] = None"),
+        ("both", [3, 4], "both: int | list[int] = [3, 4]"),
+        ("pair", (0.9, 1.0), "pair: tuple[float, ...] = (0.9, 1.0)"),
+        ("lines", [7], "lines: list[int] = [7]  # over three lines"),
+        ("lines", [1, 2], "]  # over three lines"),
+        ("big", 7, "big = 7"),
+        ("big", 500_000, "big = 500_000"),
+        ("bare", [0.1, 1.0], "bare = [0.1, 1.0]"),  # it is another type
+        ("nothing", {"a": "\n"}, "nothing = {'a': '\\n'}"),
+    ],
+)
+def test_a_value_takes_the_place_of_its_default_and_of_nothing_else(odd, name, value, line):
+    before = parameters.declared(odd)
+    nb = nbformat.read(odd, 4)
+    nb.cells[1].source = parameters.put(ODD, {name: value})
+    nbformat.write(nb, odd)
+    after = parameters.declared(odd)
+    put = ast.literal_eval(after[name].default)
+    assert put == value and type(put) is type(value) and line in nb.cells[1].source.splitlines()
+    assert after[name].help == before[name].help
+    assert {n: p for n, p in after.items() if n != name} == {n: p for n, p in before.items() if n != name}
+    others = [text for text in ODD.splitlines() if not text.startswith((name, " ", "]"))]
+    assert [
+        text for text in nb.cells[1].source.splitlines() if not text.startswith((name, " ", "]"))
+    ] == others
+
+
+def test_all_values_are_put_at_once_and_what_is_not_given_stays():
+    code = 'a: str = "…"  # é, of "two" bytes\nb: list[int] = [\n    1,  # one\n]  # …\nc: int = 3'
+    assert parameters.put(code, {}) == code
+    new = parameters.put(code, {"a": "ü", "b": [2, 3], "c": 4})
+    assert new == "a: str = 'ü'  # é, of \"two\" bytes\nb: list[int] = [2, 3]  # …\nc: int = 4"
+    assert (
+        parameters.put("x: float = 1.0  # or none", {"x": float("inf")})
+        == 'x: float = float("inf")  # or none'
+    )
+
+
+def test_a_value_of_one_of_two_names_leaves_the_other_its_own():
+    for code in ("one = two = 1  # both", "one = two = (\n    1\n)"):
+        ran: dict = {}
+        exec(parameters.put(code, {"two": 5}), ran)
+        assert (ran["one"], ran["two"]) == (1, 5)
 
 
 LOOP: list = []

@@ -65,7 +65,7 @@ def look(browser, site):
 
 
 RAW_MARKUP = re.compile(
-    r"\{(?:glue|cite|ref|numref|eq|doc|math|figure|prf:ref|term)(?::\w+)?\}|^:{3,}|^```|\*\*\S"
+    r"\{(?:glue|claim|cite|ref|numref|eq|doc|math|figure|prf:ref|term)(?::\w+)?\}|^:{3,}|^```|\*\*\S"
     r"|\$[^$\s][^$]*\$|\\(?:frac|begin|mathcal|lVert)|<(?:div|img|span|br|table)\b|\[\^\w+\]",
     re.MULTILINE,
 )
