@@ -6,6 +6,7 @@ Estimation only: a verdict is for `anomaly`, which may judge any detector's norm
 from .b3d import B3D
 from .b3d_ss import B3DSS
 from .base import Detector, Needs
+from .margins import MMBD
 from .masked_lred import MaskedLRED
 from .neural_cleanse import LowCost, NeuralCleanse
 from .red import LRED, PRED, URED, SurrogateRED
@@ -19,6 +20,7 @@ __all__ = [
     "B3DSS",
     "DETECTORS",
     "LRED",
+    "MMBD",
     "PRED",
     "PRESETS",
     "URED",

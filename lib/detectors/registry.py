@@ -16,6 +16,7 @@ from . import b3d, b3d_ss, neural_cleanse, tabor, usb
 from .b3d import B3D
 from .b3d_ss import B3DSS
 from .base import Detector
+from .margins import MMBD
 from .masked_lred import MaskedLRED
 from .neural_cleanse import LowCost, NeuralCleanse
 from .red import LRED, PRED, URED, SurrogateRED
@@ -34,6 +35,7 @@ DETECTORS: dict[str, type[Detector]] = {
     "masked-l-red": MaskedLRED,
     "b3d": B3D,
     "b3d-ss": B3DSS,
+    "mm-bd": MMBD,
 }
 PRESETS: dict[str, Detector] = {
     **neural_cleanse.PRESETS,

@@ -12,6 +12,7 @@ import torch
 
 from lib import anomaly, detectors
 from lib.detectors import DETECTORS, PRESETS, Detector, from_words, named
+from lib.detectors.margins import margins
 
 pytestmark = pytest.mark.long
 
@@ -266,6 +267,7 @@ def test_what_it_says_of_its_triggers_is_so(scans, name):
         "L2 norm of the pattern": lambda: scan.pattern.flatten(1).norm(dim=1),
         "L1 norm of the mask": lambda: scan.mask.sum((1, 2)),
         "L1 norm of mask x pattern": lambda: (scan.mask[:, None] * scan.pattern).abs().sum((1, 2, 3)),
+        "1 / largest margin": lambda: 1 / margins(planted.model(1)(scan.pattern), torch.arange(planted.K)),
     }
     assert (scan.norm_name == "L2 norm of the pattern") == (scan.mask is None)
     torch.testing.assert_close(scan.norms, sizes[scan.norm_name]())
