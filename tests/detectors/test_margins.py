@@ -129,6 +129,15 @@ def test_more_starts_find_no_less_and_every_step_is_counted():
     assert many.cost.forward == many.cost.backward == 4 * 8 * 30
 
 
+def test_the_best_image_on_the_way_is_kept_where_steps_overshoot():
+    model = nn.Sequential(
+        nn.Flatten(), linear(normal(16, 24))[1], nn.Tanh(), linear(normal(4, 16, seed=1))[1]
+    )
+    scan = MMBD(step=3.0, max_steps=40, stall=40).scan(model, nothing(4))
+    found = margins(model(scan.pattern), torch.arange(4)).detach()
+    torch.testing.assert_close(1 / scan.norms[scan.reached], found[scan.reached])
+
+
 def test_a_class_rests_once_it_has_stopped_rising():
     scan = MMBD(starts=2, stall=5).scan(linear(normal(2, 24)), nothing(2))
     assert scan.converged.all() and scan.cost.backward < 2 * 2 * 100
