@@ -42,8 +42,8 @@ NUMBERED = {
 }
 # Two orders of summation differ in the last bit, and Adam follows the sign of the difference where the gradient is
 # 0 (see `mask_gradient`): so much may then be left of it in a norm. Nothing is in double precision.
-ROUNDED = {"usb-paper": 0.02, "usb-no-mask-control": 0.02, "b3d-paper": 0.01}
-DOUBLE = {"usb", "nc-released"}
+ROUNDED = {"b3d-paper": 0.01}
+DOUBLE = {"usb", "usb-paper", "usb-no-mask-control", "nc-released"}
 ENDLESS = {"radius", "schedule"}  # may be infinite: no ball; weights that stay uniform
 BUDGETS = {"max_steps": 1, "max_rounds": 1, "round_steps": 1, "passes": 1, "deepfool_steps": 1}
 ORDER = torch.tensor([2, 0, 3, 1])  # the class with the new number i was ORDER[i]
