@@ -96,7 +96,9 @@ def fit(
         model.double()
     with channels_last(model):
         _fit(model, images, labels, how, seed, progress)
-    return model.float().eval()
+    if how.exact:
+        model.float()
+    return model.eval()
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ ELSEWHERE = ("plot.py", "def ", "def a_")
 DETECTOR = ("detectors/red.py", "number(", "number(0 + ")
 DETECTOR_BASE = ("detectors/base.py", "def check_clean(", "def check_clean_(")
 OTHER_DETECTOR = ("detectors/b3d.py", "number(", "number(0 + ")
-RULE = ("anomaly.py", "def mad(", "def mad_(")
+RULE = ("anomaly/rules.py", "def mad(", "def mad_(")
 LABORATORY = ("experiments/tasks.py", "LOOK = 8", "LOOK = 9")
 
 

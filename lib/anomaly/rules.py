@@ -1,40 +1,25 @@
-"""From the norms of a scan to a verdict: does a class stand out, and would a clean model's?
-
-Estimation and decision are separate rooms: any detector's norms can meet any rule of RULES here. Every
-verdict carries the rule's false-positive rate under the rule's own null for this number of classes, found by
-simulation.
-
-    >>> verdict = judge(np.array([2.0, 1.9, 2.1, 0.4, 2.2]), "mad")
-    >>> verdict.targets, verdict.outcome
-    ((3,), 'attacked')
-
-A search that did not reach its class has found no trigger, and its norm says only that a working one is probably
-larger. Where that norm is above the median of the reached ones, it is kept as the lower bound that it is; the
-other unreached classes are left out of the judgement. A scan that flags nothing and had to leave classes out is no
-all-clear: its outcome is "inconclusive".
-
-Sources: the Gamma order-statistic test is of "L-RED: Efficient Post-Training Detection of Imperceptible
-Backdoor Attacks without Access to the Training Set" (Xiang et al. 2021), Sec. 3.2; the median absolute
-deviation (MAD) of "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks" (Wang et
-al. 2019), Sec. IV-C; MAD or a quarter of the median of B3D, "Black-box Detection of Backdoor Attacks with
-Limited Information and Data" (Dong et al. 2021), Sec. 4. The calibrated Gamma test is this book's.
-
-Non-finite or non-positive statistics are an error, not a verdict. Fewer than three classes leave no null to
-fit: the Gamma rules then say so, and so does MAD, which could never flag because both deviations are equal.
-"""
+"""The rules, and what each concludes from the norms of a scan: a Verdict. The arithmetic is in `nulls`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
-from scipy.special import digamma, gammaln, polygamma
-from scipy.stats import gamma as gamma_distribution
-from scipy.stats import truncnorm
+
+from .nulls import (
+    anomaly_index,
+    fit_gamma,
+    gamma_false_positive_rate,
+    log_p_values,
+    mad_false_positive_rate,
+    null_log_p,
+    pairs_false_positive_rate,
+    small,
+    union_false_positive_rate,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,67 +143,6 @@ def _checked(values: Tensor | Array, least: int, name: str) -> Array:
     return x
 
 
-def log_survival(x: Array | float, shape: Array | float) -> Array:
-    """log of the Gamma survival function S(x; shape), scale 1, exact where S itself underflows.
-
-    Where S underflows: log S = shape log x - x - log Gamma(shape) + log F, F by Lentz's continued fraction.
-    """
-    x, a = np.broadcast_arrays(np.asarray(x, float), np.asarray(shape, float))
-    with np.errstate(divide="ignore"):
-        direct = np.log(gamma_distribution.sf(x, a))
-    far = direct < -600
-    if not far.any():
-        return direct
-    xs, s = x[far], a[far]
-    b = xs + 1 - s
-    c, d = np.full_like(b, 1e300), 1 / b
-    f = d.copy()
-    for i in range(1, 300):
-        an = -i * (i - s)
-        b = b + 2
-        d, c = 1 / (an * d + b), b + an / c
-        f *= d * c
-    out = np.array(direct)
-    out[far] = s * np.log(xs) - xs - gammaln(s) + np.log(f)
-    return out
-
-
-def fit_gamma(x: Array) -> tuple[Array, Array]:
-    """Maximum-likelihood Gamma fit with location 0: x (..., n) -> shape (...), scale (...).
-
-    Newton steps on log a - digamma(a) = log(mean) - mean(log), from a start that is right to 2 %: four of them reach
-    the accuracy of the numbers. Equal values have no finite fit: the shape is capped at 1e12.
-    """
-    mean = x.mean(-1)
-    s = np.maximum(np.log(mean) - np.log(x).mean(-1), 1e-13)
-    a = (3 - s + np.sqrt((s - 3) ** 2 + 24 * s)) / (12 * s)
-    for _ in range(4):
-        step = (np.log(a) - digamma(a) - s) / (1 / a - polygamma(1, a))
-        a = np.clip(np.where(a - step > 0, a - step, a / 2), 1e-8, 1e12)
-    return a, mean / a
-
-
-def log_p_values(r: Array, *, competing: int | None = None) -> Array:
-    """log pv of L-RED Sec. 3.2 along the last axis, r (..., K) -> (...).
-
-    The null G is fitted to all but the largest; pv = 1 - G(r_max)^K.
-    competing: K in that power, where it is not the number of statistics.
-    """
-    ordered = np.sort(r, axis=-1)
-    a, scale = fit_gamma(ordered[..., :-1])
-    log_s = log_survival(ordered[..., -1] / scale, a)
-    return log_order_p(log_s, competing or r.shape[-1])
-
-
-def log_order_p(log_s: Array, k: int) -> Array:
-    """log(1 - (1 - S)^K) from log S without cancellation or underflow."""
-    log_s = np.minimum(log_s, 0.0)
-    with np.errstate(divide="ignore"):
-        inside = k * np.log1p(-np.exp(log_s))
-        exact = np.log(-np.expm1(inside))
-    return np.where(log_s > -30, exact, np.log(k) + log_s)
-
-
 def gamma(statistics: Tensor | Array, *, level: float = 0.05) -> Verdict:
     """Gamma order-statistic test (L-RED Sec. 3.2) on r_t = 1 / ||v_t||, (K,), K >= 3.
 
@@ -242,7 +166,7 @@ def calibrated(
     r = _checked(statistics, 3, "statistic")
     observed, suspect = float(log_p_values(r)), int(r.argmax())
     shape = float(fit_gamma(np.sort(r)[:-1])[0])
-    p = (1 + int((_null_log_p(len(r), min(shape, 1e6), draws, seed) <= observed).sum())) / (draws + 1)
+    p = (1 + int((null_log_p(len(r), min(shape, 1e6), draws, seed) <= observed).sum())) / (draws + 1)
     return _p_verdict("calibrated", math.log(p), suspect, level, level)
 
 
@@ -277,7 +201,7 @@ def gamma_pairs(pair_statistics: Tensor | Array, *, level: float = 0.05) -> Verd
     null = np.delete(raw, suspect, axis=1)[np.delete(off, suspect, axis=1)]
     competitors = np.append(np.minimum(null, masked.max()), masked.max())
     log_p = float(log_p_values(competitors, competing=len(null) + 1))
-    verdict = _p_verdict("gamma-pairs", log_p, suspect, level, _pairs_false_positive_rate(len(raw), level))
+    verdict = _p_verdict("gamma-pairs", log_p, suspect, level, pairs_false_positive_rate(len(raw), level))
     return replace(verdict, pairs=((source, suspect),) if verdict.attacked else ())
 
 
@@ -286,22 +210,10 @@ def _p_verdict(rule: str, log_p: float, suspect: int, level: float, rate: float)
     return Verdict(rule, attacked, (suspect,) if attacked else (), suspect, log_p, math.log(level), rate)
 
 
-def anomaly_index(norms: Array) -> Array:
-    """|a - median| / (1.4826 MAD) of each norm, along the last axis.
-
-    MAD = 0: infinite where a differs from the median, 0 where it does not.
-    """
-    median = np.median(norms, axis=-1, keepdims=True)
-    deviation = np.abs(norms - median)
-    spread = 1.4826 * np.median(deviation, axis=-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(deviation == 0, 0.0, deviation / spread)
-
-
 def mad(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
     """Neural Cleanse's rule on norms (K,): flags each small norm with an index above `threshold`."""
     a = _checked(norms, 3, "norm")
-    return _mad_verdict("mad", a, _small(a, threshold), threshold, mad_false_positive_rate(len(a), threshold))
+    return _mad_verdict("mad", a, small(a, threshold), threshold, mad_false_positive_rate(len(a), threshold))
 
 
 def mad_or_quarter(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
@@ -316,7 +228,7 @@ def mad_or_quarter(norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
     return _mad_verdict(
         "mad-or-quarter",
         a,
-        _small(a, threshold, quarter=True),
+        small(a, threshold, quarter=True),
         threshold,
         union_false_positive_rate(len(a), steady, threshold),
     )
@@ -331,17 +243,11 @@ def mad_pairs(pair_norms: Tensor | Array, *, threshold: float = 2.0) -> Verdict:
     raw, off = _checked_pairs(pair_norms, "norm")
     a, places = raw[off], np.argwhere(off)
     verdict = _mad_verdict(
-        "mad-pairs", a, _small(a, threshold), threshold, mad_false_positive_rate(len(a), threshold)
+        "mad-pairs", a, small(a, threshold), threshold, mad_false_positive_rate(len(a), threshold)
     )
     pairs = tuple((int(s), int(t)) for s, t in places[list(verdict.targets)])
     targets = tuple(dict.fromkeys(t for _, t in pairs))
     return replace(verdict, targets=targets, suspect=int(places[verdict.suspect][1]), pairs=pairs)
-
-
-def _small(a: Array, threshold: float, *, quarter: bool = False) -> Array:
-    """Which norms (..., K) stand out below: by their index, or by being under a quarter of the median."""
-    middle = np.median(a, axis=-1, keepdims=True)
-    return (a < middle) & ((anomaly_index(a) > threshold) | (quarter & (a < middle / 4)))
 
 
 def _mad_verdict(rule: str, a: Array, flags: Array, threshold: float, rate: float) -> Verdict:
@@ -351,56 +257,9 @@ def _mad_verdict(rule: str, a: Array, flags: Array, threshold: float, rate: floa
     return Verdict(rule, bool(targets), targets, int(order[0]), index, threshold, rate)
 
 
-@lru_cache(maxsize=256)
-def _null_log_p(k: int, shape: float, draws: int, seed: int) -> Array:
-    """log pv of `draws` clean models: K i.i.d. Gamma statistics each. The scale cancels."""
-    x = np.random.default_rng(seed).gamma(shape, size=(draws, k))
-    return log_p_values(np.maximum(x, np.finfo(float).tiny))
-
-
-def gamma_false_positive_rate(k: int, level: float = 0.05, *, shape: float = 10.0) -> float:
-    """P(pv < level) of the plain Gamma test for K i.i.d. Gamma statistics.
-
-    By 9,999 simulated models. It hardly depends on the shape.
-    """
-    return float((_null_log_p(k, shape, 9999, 1) < math.log(level)).mean())
-
-
-@lru_cache(maxsize=64)
-def _pairs_false_positive_rate(k: int, level: float) -> float:
-    """The same of P-RED's test: K(K-1) statistics, the suspect's column left out of the fit."""
-    x = np.random.default_rng(1).gamma(10.0, size=(4000, k, k - 1))
-    top = x.reshape(len(x), -1).max(1)
-    suspect = x.max(2).argmax(1)
-    null = np.stack([np.delete(m, t, axis=0).ravel() for m, t in zip(x, suspect, strict=True)])
-    log_p = log_p_values(np.concatenate([null, top[:, None]], 1))
-    return float((log_p < math.log(level)).mean())
-
-
-@lru_cache(maxsize=64)
-def mad_false_positive_rate(k: int, threshold: float = 2.0) -> float:
-    """P(a small norm has an index > threshold) for K i.i.d. normal norms, by 20,000 draws."""
-    draws = min(20_000, 4_000_000 // k)
-    return float(_small(np.random.default_rng(0).normal(size=(draws, k)), threshold).any(1).mean())
-
-
-def union_false_positive_rate(k: int, steady: float, threshold: float = 2.0) -> float:
-    """The same of MAD or a quarter of the median, where the mean norm is `steady` standard deviations.
-
-    By 20,000 draws; norms that a normal distribution would make negative are not drawn.
-    """
-    return _union_rate(k, round(min(max(steady, 0.1), 20.0), 1), threshold)
-
-
-@lru_cache(maxsize=256)
-def _union_rate(k: int, steady: float, threshold: float) -> float:
-    a = truncnorm.rvs(-steady, np.inf, size=(20_000, k), random_state=np.random.default_rng(0)) + steady
-    return float(_small(a, threshold, quarter=True).any(1).mean())
-
-
 _ALL = (
     Rule("gamma", "classes", LOG_P, 3, gamma, gamma_false_positive_rate),
-    Rule("gamma-pairs", "pairs", LOG_P, 3, gamma_pairs, _pairs_false_positive_rate),
+    Rule("gamma-pairs", "pairs", LOG_P, 3, gamma_pairs, pairs_false_positive_rate),
     Rule("calibrated", "classes", LOG_P, 3, calibrated, lambda k, level: level, finest=1e-4),
     Rule("mad", "classes", SMALLEST, 3, mad, lambda k, level: mad_false_positive_rate(k)),
     Rule("mad-pairs", "pairs", SMALLEST, 3, mad_pairs, lambda k, level: mad_false_positive_rate(k * (k - 1))),
