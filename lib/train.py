@@ -9,7 +9,7 @@ paper leaves open (optimiser, schedule) is named in the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,15 +102,15 @@ def fit(
 
 
 @torch.no_grad()
-def _on_a_grid(model: nn.Module) -> None:
-    """Round the weights, in place, to multiples of GRID.
+def _on_a_grid(tensors: Iterable[Tensor], step: float = GRID) -> None:
+    """Round tensors, in place, to multiples of `step`.
 
     Another processor adds in another order, which moves a double-precision sum by some 1e-16. Left alone, training
     doubles that at every few steps, up to another classifier. Rounding to steps of 1e-6 before each pass wipes it out
     each time, unless it falls on the edge between two of them: once in some 1e10 roundings.
     """
-    for p in model.parameters():
-        p.copy_((p / GRID).round_() * GRID)
+    for t in tensors:
+        t.copy_((t / step).round_() * step)
 
 
 def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: int, progress: bool) -> None:
@@ -130,7 +130,7 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: in
             for index in order.split(how.batch_size):
                 batch = _augment(images[index], generator) if how.augment else images[index]
                 if how.exact:
-                    _on_a_grid(model)
+                    _on_a_grid(model.parameters())
                     batch = batch.double()
                 with torch.autocast(device.type, torch.bfloat16, enabled=fast):
                     loss = cross_entropy(model(batch), labels[index])
@@ -144,7 +144,9 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: in
                 raise RuntimeError(f"the training loss became {mean}: lower lr (now {how.lr})")
             bar.set_postfix(loss=f"{mean:.4f}")
     if how.exact:
-        _on_a_grid(model)
+        _on_a_grid(model.parameters())
+        # Running means may be nothing but noise around 0, and variances small: a finer grid. Training reads neither.
+        _on_a_grid((b for b in model.buffers() if b.is_floating_point()), GRID**2)
     optimiser.zero_grad(set_to_none=True)  # nobody has a use for the last gradients, which lie channels-last
 
 

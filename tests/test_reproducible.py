@@ -65,6 +65,24 @@ def test_the_order_of_sums_leaves_exact_training_alone(exact):
     assert on_grid == exact
 
 
+def test_the_order_of_sums_leaves_running_statistics_alone():
+    """The second layer's mean is 0 but for rounding: a convolution of what has mean 0."""
+    images, labels = data.load("digits").train
+
+    def statistics(wrap):
+        torch.manual_seed(1)
+        first, second = nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4)
+        convolutions = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, bias=False)
+        head = nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+        net = nn.Sequential(convolutions[0], first, convolutions[1], second, *head)
+        net(images[:2])
+        train.fit(wrap(net), images[:512], labels[:512], replace(train.recipe("smoke"), epochs=3), seed=1)
+        assert second.running_mean.abs().max() < 1e-6
+        return torch.cat([b.double().flatten() for b in net.buffers()])
+
+    assert torch.equal(statistics(lambda net: net), statistics(Turned))
+
+
 def test_weights_are_drawn_the_same_everywhere():
     """Drawn in double precision and rounded; nothing is left in double, nor new tensors after it."""
     net = models.network("lenet5", n_classes=10, shape=(1, 28, 28), seed=3)
