@@ -110,7 +110,7 @@ def _on_a_grid(tensors: Iterable[Tensor], step: float = GRID) -> None:
     each time, unless it falls on the edge between two of them: once in some 1e10 roundings.
     """
     for t in tensors:
-        t.copy_((t / step).round_() * step)
+        t.copy_((t / step).round_().add_(0.0) * step)  # -0 + 0 is 0: of 0 there is one
 
 
 def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: int, progress: bool) -> None:
