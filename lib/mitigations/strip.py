@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..detectors.base import seeded
 from ..models import Probabilities, black_box, check_images
 from ..settings import Settings, number, share
 from .base import InputScore, Trigger, check_triggers
@@ -25,10 +24,11 @@ from .base import InputScore, Trigger, check_triggers
 
 @dataclass(frozen=True, kw_only=True)
 class Strip(Settings):
-    """STRIP's settings: `overlays` clean images are laid over each suspect with weight `alpha`."""
+    """STRIP's settings: `overlays` clean images, drawn by `seed`, are laid over each suspect with weight `alpha`."""
 
     overlays: int = number(100, least=1)
     alpha: float = share(0.5)
+    seed: int = number(0, least=0)
     batch_size: int = number(2000, least=1)  # blends per call of the model
 
     def fit(
@@ -53,15 +53,12 @@ class Strip(Settings):
         model: nn.Module | Probabilities,
         images: Tensor,
         clean: Tensor,
-        *,
-        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean entropy of the prediction over the blends, in bits, (N,).
 
         model: a network, or a callable that gives probabilities.
         images: the suspects, (N, C, H, W).
         clean: clean images (M, C, H, W).
-        generator: draws the overlays among them; without one, as seed 0.
 
         Raises ValueError when the clean images are fewer than the overlays or of another shape.
         """
@@ -70,7 +67,7 @@ class Strip(Settings):
                 f"clean images have shape {tuple(clean.shape)}: "
                 f"{self.overlays} or more of shape {tuple(images.shape[1:])} are needed"
             )
-        draw = seeded(generator, clean.device)
+        draw = torch.Generator(clean.device).manual_seed(self.seed)
         drawn = torch.randperm(len(clean), generator=draw, device=clean.device)[: self.overlays]
         over = self.alpha * clean[drawn]
         ask, found = black_box(model), [images.new_empty(0)]

@@ -48,6 +48,13 @@ def test_a_score_depends_neither_on_its_neighbours_nor_on_the_batch_size():
     torch.testing.assert_close(whole[:4], alone)
 
 
+def test_the_seed_draws_the_overlays():
+    seeds = (0, 0, 1)
+    one, again, other = (Strip(overlays=3, seed=s).fit(planted.model(), (), CLEAN).score(TEST) for s in seeds)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
 def test_no_image_no_score():
     assert Strip(overlays=2).fit(planted.model(), (), CLEAN).score(TEST[:0]).shape == (0,)
 
