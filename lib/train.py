@@ -111,7 +111,7 @@ def _on_a_grid(tensors: Iterable[Tensor], step: float = GRID) -> None:
     gradient is so small that Adam, dividing by its size, enlarges what rounding left of it.
     """
     for t in tensors:
-        t.copy_((t / step).round_().add_(0.0) * step)  # -0 + 0 is 0: of 0 there is one
+        t.copy_((t / step).round_() * step)
 
 
 def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: int, progress: bool) -> None:
@@ -147,7 +147,10 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, how: Recipe, seed: in
     if how.exact:
         _on_a_grid(model.parameters())
         # Running means may be nothing but noise around 0, and variances small: a finer grid. Training reads neither.
-        _on_a_grid((b for b in model.buffers() if b.is_floating_point()), GRID**2)
+        statistics = [b for b in model.buffers() if b.is_floating_point()]
+        _on_a_grid(statistics, GRID**2)
+        for noise in statistics:
+            noise.add_(0.0)  # such a mean is -0 here and 0 there
     optimiser.zero_grad(set_to_none=True)  # nobody has a use for the last gradients, which lie channels-last
 
 
