@@ -18,9 +18,9 @@ from ..settings import shown
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
-# A claim behind a sentence, with the space before it. A line that it begins is joined to the one above, for what is
-# left of it may be a full stop, or nothing; a paragraph is not.
-ROLE = re.compile(r"(?P<space>(?:(?<=\S)\n)?[ \t]*)\{claim\}`(?P<name>[^`]+)`")
+# A claim behind a sentence, with the space before it.
+ROLE = re.compile(r"(?P<space>[ \t]*)\{claim\}`(?P<name>[^`]+)`")
+BEGINNING = re.compile(r"(?:\A|\n)[ \t]*(?:[-*+>]|#+|\d+[.)])?\Z")  # of a line, an item, a heading
 REFUTED = '<span class="refuted">(not so in this run)</span>'
 
 
@@ -63,7 +63,7 @@ class Claim:
 
 
 def claims(notebook: Path) -> dict[str, Claim]:
-    """The claims that an executed notebook made, by name."""
+    """The claims that an executed notebook made, by name; one made several times holds if it held each time."""
     return _claims(read(notebook))
 
 
@@ -73,12 +73,13 @@ def claimed(notebook: Path) -> set[str]:
 
 
 def _claims(book: Any) -> dict[str, Claim]:
-    found = {}
-    for label, value in _scraps(book).items():
+    found: dict[str, Claim] = {}
+    for label, value in _scraps(book):
         for prefix, basis in CLAIM.items():
             if label.startswith(prefix):
                 name = label.removeprefix(prefix)
-                found[name] = Claim(name=name, holds=value is True, basis=basis)
+                before = name not in found or found[name].holds
+                found[name] = Claim(name=name, holds=before and value is True, basis=basis)
     return found
 
 
@@ -87,11 +88,10 @@ def glued(notebook: Path) -> dict[str, Any]:
 
     Plain Python values come back as such; other text as str; figures and HTML as their MIME bundle.
     """
-    return {k: v for k, v in _scraps(read(notebook)).items() if not k.startswith(tuple(CLAIM))}
+    return {k: v for k, v in _scraps(read(notebook)) if not k.startswith(tuple(CLAIM))}
 
 
-def _scraps(book: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _scraps(book: Any) -> Iterator[tuple[str, Any]]:
     for cell in book.cells:
         for output in cell.get("outputs", []):
             scrap = output.get("metadata", {}).get("scrapbook")
@@ -99,8 +99,7 @@ def _scraps(book: Any) -> dict[str, Any]:
                 continue
             prefix = scrap.get("mime_prefix", "")
             bundle = {mime.removeprefix(prefix): data for mime, data in output["data"].items()}
-            found[scrap["name"]] = bundle if set(bundle) != {"text/plain"} else _literal(bundle["text/plain"])
-    return found
+            yield scrap["name"], bundle if set(bundle) != {"text/plain"} else _literal(bundle["text/plain"])
 
 
 def _literal(text: str) -> object:
@@ -119,7 +118,7 @@ def merge(source: Path, executed: Path) -> Any:
 
     The code cells of both are the same, by the key of the build. Its cell of parameters shows the values that ran, in
     place of the cell that papermill added; its claims are gone where they hold, and marked where they do not.
-    Raises BookError for a claim that the run did not make.
+    Raises BookError for a claim that the run did not make, or that begins a line: of which sentence?
     """
     from . import parameters  # not above: it reads notebooks
 
@@ -145,6 +144,8 @@ def _judge(book: Any, made: dict[str, Claim], chapter: str) -> None:
         if (name := found["name"]) not in made:
             known = ", ".join(sorted(made)) or "none"
             raise BookError(f"{chapter}: its run made no claim {shown(name)}; it made {known}")
+        if BEGINNING.search(found.string, 0, found.start()):
+            raise BookError(f"{chapter}: claim {shown(name)} begins a line: it stands behind its sentence")
         return "" if made[name].holds else (found["space"] or " ") + REFUTED
 
     for where, field in _prose(book):

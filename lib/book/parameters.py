@@ -133,7 +133,13 @@ def _is(default: ast.expr, value: object) -> bool:
 
 def _written(value: object) -> str:
     """A value as Python; a number that is not finite has no literal."""
-    return f'float("{value}")' if isinstance(value, float) and not math.isfinite(value) else repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if type(value) is list:
+        return f"[{', '.join(map(_written, value))}]"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{k!r}: {_written(v)}" for k, v in value.items()) + "}"
+    return repr(value)
 
 
 def _comments(source: str) -> dict[int, str]:

@@ -91,10 +91,9 @@ def test_claims_are_read_back_apart_from_numbers(tmp_path):
         ("It is shorter. {claim}`x` So", "It is shorter. So", None),
         ("It is (shorter {claim}`x`) so", "It is (shorter) so", None),
         ("It is shorter{claim}`x`.", "It is shorter.", f"It is shorter {MARK}."),
-        ("It is shorter\n{claim}`x`.", "It is shorter.", f"It is shorter\n{MARK}."),
-        ("It is shorter.\n  {claim}`x`\nMore", "It is shorter.\nMore", None),  # no paragraph of its own
-        ("One.\n\n{claim}`x` Two.", "One.\n\n Two.", None),
-        ("* {claim}`x`, {claim}`x`;", "*,;", None),
+        ("It is **shorter {claim}`x`**.", "It is **shorter**.", f"It is **shorter {MARK}**."),
+        ("* One.\n* Two {claim}`x`, three {claim}`x`;", "* One.\n* Two, three;", None),
+        ("|a|b|\n|-|-|\n| 1 {claim}`x` | 2 |", "|a|b|\n|-|-|\n| 1 | 2 |", None),
         ("{glue:text}`x`, {claim}`x`", "{glue:text}`x`,", None),
     ],
 )
@@ -105,6 +104,36 @@ def test_a_claim_that_holds_leaves_nothing_and_one_that_does_not_a_mark(tmp_path
         assert merged.cells[0].source == want or want is None
         assert merged.cells[0].source.count(MARK) == (0 if value else prose.count("{claim}"))
         assert "{claim}" not in merged.cells[0].source
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "It is shorter\n",
+        "* ",
+        "* One.\n  ",
+        "1. ",
+        "> ",
+        "## ",
+        "$$\na\n$$\n",
+        "```{note}\n",
+        "(label)=\n",
+    ],
+)
+def test_a_claim_that_begins_a_line_is_refused(tmp_path, before):
+    source = write(tmp_path / "01_a.ipynb", before + "{claim}`x` Two.", "1")
+    with pytest.raises(BookError, match=r"01_a: claim 'x' begins a line: it stands behind its sentence"):
+        notebooks.merge(source, as_run(source, tmp_path / "out.ipynb", run__x=True))
+
+
+@pytest.mark.parametrize("values", [(False, True), (True, False), (True, True)])
+def test_a_claim_made_several_times_holds_if_it_held_each_time(tmp_path, values):
+    source = write(tmp_path / "01_a.ipynb", "Shorter {claim}`x`.", "1")
+    made = [notebooks.read(as_run(source, tmp_path / "out.ipynb", run__x=value)) for value in values]
+    made[0].cells[-1].outputs += made[1].cells[-1].outputs
+    nbformat.write(made[0], tmp_path / "out.ipynb")
+    assert notebooks.claims(tmp_path / "out.ipynb")["x"].holds == all(values)
 
 
 def test_captions_have_claims_too(tmp_path):

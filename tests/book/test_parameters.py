@@ -248,6 +248,13 @@ def test_all_values_are_put_at_once_and_what_is_not_given_stays():
         parameters.put("x: float = 1.0  # or none", {"x": float("inf")})
         == 'x: float = float("inf")  # or none'
     )
+    for code, value in (
+        ("x: list[float] = []", [1.0, float("inf")]),
+        ("x: dict = {}", {"a": [float("-inf")]}),
+    ):
+        ran: dict = {}
+        exec(parameters.put(code, {"x": value}), ran)
+        assert ran["x"] == value
 
 
 def test_a_value_of_one_of_two_names_leaves_the_other_its_own():
