@@ -1,4 +1,4 @@
-"""Reading a sweep's table: right verdicts, rates with their denominators, paired comparisons.
+"""Reading a sweep's table: right verdicts, rates with their denominators.
 
 Rows hold findings; what a rule says of them is worked out here, when a table is read, so that a new rule needs no new
 scan. A rule is any of `anomaly.RULES`, or PAPER: the Gamma test as the L-RED papers put it, over all pairs for the method
@@ -7,7 +7,6 @@ that solves a problem for each pair, over the classes for all others.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -148,22 +147,6 @@ def standing(table: pd.DataFrame) -> pd.Series:
 
     found = [of_row(np.asarray(n), float(t)) for n, t in zip(table["norms"], table["target"], strict=True)]
     return pd.Series(found, index=table.index)
-
-
-def paired(table: pd.DataFrame, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Classifiers scanned with these settings, and the same scanned with others, aligned row by row.
-
-    Raises ValueError where a classifier was scanned in more than one other way.
-    """
-    have = table["settings"].map(lambda text: settings.items() <= json.loads(text).items())
-    index = ["dataset", "group", "seed", "detector", "n"]
-    chosen, others = (t.set_index(index).sort_index() for t in (table[have], table[~have]))
-    if not (chosen.index.is_unique and others.index.is_unique):
-        raise ValueError(
-            f"settings {settings}: a classifier was scanned more than once with these, or without them"
-        )
-    both = chosen.index.intersection(others.index)
-    return chosen.loc[both].reset_index(), others.loc[both].reset_index()
 
 
 def works(table: pd.DataFrame) -> pd.Series:

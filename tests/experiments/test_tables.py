@@ -1,6 +1,5 @@
 """Reading a sweep's table: what rules say of its rows, what is counted as right, under which name, beside what."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -130,19 +129,6 @@ def test_l_red_with_two_images_is_a_method_of_its_own(table):
         "G-3": {"L-RED": "1/3", "L-RED'": "1/1"},
         "C-0": {"L-RED": "1/1", "U-RED": "0/1"},
     }
-
-
-def test_paired_rows_are_of_the_same_classifier():
-    slow, usual = json.dumps({"pi": 0.9, "delta": 0.001}), json.dumps({"pi": 0.9, "delta": 0.06})
-    rows = [("digits", "G-3", s, "l-red", 8, how) for how in (slow, usual) for s in (2, 0, 1)]
-    rows.append(("digits", "G-3", 7, "l-red", 8, usual))  # no partner
-    table = pd.DataFrame(rows, columns=["dataset", "group", "seed", "detector", "n", "settings"])
-    chosen, other = tables.paired(table, {"delta": 0.001})
-    assert chosen["seed"].tolist() == other["seed"].tolist() == [0, 1, 2]
-    assert set(other["settings"]) == {usual} and set(chosen["settings"]) == {slow}
-    third = table.assign(settings=table["settings"].replace(usual, json.dumps({"delta": 1}))).iloc[3:]
-    with pytest.raises(ValueError, match="more than once"):
-        tables.paired(pd.concat([table, third]), {"delta": 0.001})
 
 
 def test_old_rows_and_new_ones_are_read_in_one_table(table):
