@@ -318,6 +318,24 @@ def test_a_seed_is_put_into_the_chapters_that_declare_one_and_checked(tmp_path):
     assert not (root / "_build").exists()
 
 
+def test_a_run_that_failed_is_not_counted_though_an_older_one_is_there(tmp_path, monkeypatch):
+    root = make_root(tmp_path, {"01_a": "1"})
+    (root / "notebooks/profiles/smoke.yml").write_text("01_a: {}\n")
+    source = write(root / "notebooks/01_a.ipynb", "# A", "1")
+
+    def failing(self, todo):
+        for chapter in todo:
+            as_run(source, chapter.executed, run__up=chapter.seed == 100)
+        bad = (chapter.label for chapter in todo if chapter.seed != 100)
+        return [runner.Failure(chapter=label, cell=1, error="KeyError", kept=None) for label in bad]
+
+    monkeypatch.setattr(runner.Runner, "run", failing)
+    (only,) = book.try_seeds(root, [100, 200]).tried
+    assert (only.name, only.held, only.runs) == ("up", 1, 1)
+    summary = book.make(root)
+    assert summary.failures and not summary.refuted
+
+
 @pytest.mark.long
 def test_seeds_are_tried_once_each_and_go_on_from_what_is_there(tmp_path):
     codes = {"01_a": "1", "02_b": "from lib.prose import claim\nclaim(two=n_seeds > 5)", "03_c": "3"}
