@@ -200,10 +200,9 @@ def test_marks_and_values_are_on_the_page(tmp_path):
 # -- the commands
 
 
-@pytest.mark.parametrize(("refuted", "status"), [(True, 1), (False, 0)])
-def test_a_build_lists_what_does_not_hold_and_a_strict_one_fails(
-    tmp_path, monkeypatch, capsys, refuted, status
-):
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("down", [True, False])
+def test_a_build_lists_what_does_not_hold_and_a_strict_one_fails(tmp_path, monkeypatch, capsys, up, down):
     root = make_root(tmp_path, {"01_a": "1"})
     (root / "notebooks/profiles/smoke.yml").write_text("01_a: {}\n")
     source = write(root / "notebooks/01_a.ipynb", "# A", "1")
@@ -211,18 +210,17 @@ def test_a_build_lists_what_does_not_hold_and_a_strict_one_fails(
         runner.Runner,
         "run",
         lambda self, todo: [
-            None
-            for c in todo
-            if not as_run(source, c.executed, run__up=not refuted, rows__down=not refuted, run__on=True)
+            None for c in todo if not as_run(source, c.executed, run__up=up, rows__down=down, run__on=True)
         ],
     )
     monkeypatch.setattr(build.jupyter_book, "render", lambda *_, **__: True)
     monkeypatch.chdir(root)
-    for options, want in (["--strict"], status), ([], 0):
+    lines = [] if up else ["01_a: claim up does not hold in this run"]
+    lines += [] if down else ["01_a: claim down does not hold of its rows"]
+    for options, want in (["--strict"], int(bool(lines))), ([], 0):
         assert cli.main(["build", *options]) == want
         out, err = capsys.readouterr()
-        lines = ["01_a: claim up does not hold in this run", "01_a: claim down does not hold of its rows"]
-        assert [line for line in err.splitlines() if "claim" in line] == (lines if refuted else [])
+        assert [line for line in err.splitlines() if "claim" in line] == lines
         assert "pages built" in out
 
 
@@ -275,6 +273,16 @@ def test_claims_ends_with_one_where_a_chapter_failed_or_a_claim_of_runs_is_below
     assert asked == [[7, 107, 207]]
     assert out.count("fewer than four of five") - 1 == sum(c.held / c.runs < 0.8 for c in claims)
     assert ("failed: 02_b, seed 300: cell [3]: KeyError" in err) == bool(failures)
+
+
+def test_claims_asks_for_what_its_options_say(monkeypatch):
+    trial, asked = book.Trial(tried=(), failures=(), ran=0, reused=0, seconds=0.0), []
+    monkeypatch.setattr(book, "try_seeds", lambda root, seeds, **how: asked.append((seeds, how)) or trial)
+    cli.main(["claims"])
+    cli.main(["claims", "--profile", "laptop", "--only", "02", "--only", "07", "--jobs", "3"])
+    assert [seeds for seeds, _ in asked] == [[100, 200, 300, 400, 500]] * 2
+    said = [[how["profile"], list(how["only"]), how["jobs"]] for _, how in asked]
+    assert said == [["smoke", [], None], ["laptop", ["02", "07"], 3]]
 
 
 def test_claims_of_rows_are_counted_apart_at_the_end(monkeypatch, capsys):
