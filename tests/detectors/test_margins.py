@@ -106,7 +106,7 @@ def never(k=5):
 def test_a_class_that_is_never_said_is_not_reached_and_not_judged():
     scan = MMBD().scan(never(), nothing(5))
     assert scan.reached.tolist() == [True] * 4 + [False] and scan.success.tolist() == [1.0] * 4 + [0.0]
-    assert scan.norms.isfinite().all() and (scan.norms > 0).all()
+    assert scan.norms[4] == scan.norms[:4].median(), "a number that stands out nowhere"
     for rule in ("gamma", "calibrated", "mad"):
         verdict = anomaly.judge(scan, rule)
         assert verdict.unreached == (4,) and 4 not in verdict.targets
@@ -136,11 +136,16 @@ def test_the_best_image_on_the_way_is_kept_where_steps_overshoot():
     scan = MMBD(step=3.0, max_steps=40, stall=40).scan(model, nothing(4))
     found = margins(model(scan.pattern), torch.arange(4)).detach()
     torch.testing.assert_close(1 / scan.norms[scan.reached], found[scan.reached])
+    few, more = (MMBD(step=3.0, max_steps=n, stall=40).scan(model, nothing(4)) for n in (10, 11))
+    assert few.reached.all() and (more.norms <= few.norms).all() and (scan.norms <= more.norms).all()
 
 
 def test_a_class_rests_once_it_has_stopped_rising():
     scan = MMBD(starts=2, stall=5).scan(linear(normal(2, 24)), nothing(2))
     assert scan.converged.all() and scan.cost.backward < 2 * 2 * 100
+    for scale in (1e-3, 1e3):  # of what it had, not in units of logits
+        same = MMBD(starts=2, stall=5).scan(linear(scale * normal(2, 24)), nothing(2))
+        assert same.cost.backward == scan.cost.backward
 
 
 @pytest.mark.parametrize(
