@@ -157,8 +157,15 @@ OLDER = pytest.mark.xfail(strict=True, reason="of the classifiers before trainin
 
 @pytest.mark.parametrize(
     "name",
-    ["digits", "comparison", "attack_strength", "attacks", "usb_size"]
-    + [pytest.param(name, marks=OLDER) for name in ("comparison_images", "step_length")],
+    [
+        "digits",
+        "comparison",
+        "comparison_images",
+        "attack_strength",
+        "attacks",
+        "usb_size",
+        pytest.param("step_length", marks=OLDER),
+    ],
 )
 def test_committed_tables_hold_the_rows_of_their_grids(name):
     tasks = grids.read_grid(ROOT / "data" / "grids" / f"{name}.yml")
