@@ -107,8 +107,8 @@ def _on_a_grid(tensors: Iterable[Tensor], step: float = GRID) -> None:
 
     Another processor adds in another order, which moves a double-precision sum by some 1e-16. Left alone, training
     doubles that at every few steps, up to another classifier. Rounding to steps of 1e-6 before each pass wipes it out
-    each time, unless it falls on the edge between two of them: once in some 1e10 roundings, and more often where a
-    gradient is so small that Adam, dividing by its size, enlarges what rounding left of it.
+    each time, unless it falls on the edge between two of them: once in some 1e10 roundings, and more often, we
+    think, where a gradient is so small that Adam, dividing by its size, enlarges what rounding left of it.
     """
     for t in tensors:
         t.copy_((t / step).round_() * step)

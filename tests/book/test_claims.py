@@ -326,7 +326,7 @@ def test_a_seed_is_put_into_the_chapters_that_declare_one_and_checked(tmp_path):
     assert not (root / "_build").exists()
 
 
-def test_a_run_that_failed_is_not_counted_though_an_older_one_is_there(tmp_path, monkeypatch):
+def test_a_run_that_failed_is_not_counted_though_an_older_one_is_there(tmp_path, monkeypatch, capsys):
     root = make_root(tmp_path, {"01_a": "1", "02_b": "1"})
     (root / "notebooks/profiles/smoke.yml").write_text("01_a: {}\n")
     source = write(root / "notebooks/01_a.ipynb", "# A", "1")
@@ -338,13 +338,16 @@ def test_a_run_that_failed_is_not_counted_though_an_older_one_is_there(tmp_path,
         return [runner.Failure(chapter=label, cell=1, error="KeyError", kept=None) for label in bad]
 
     monkeypatch.setattr(runner.Runner, "run", failing)
-    found = book.try_seeds(root, [200, 100]).tried
-    assert [(t.chapter, t.held, t.runs) for t in found] == [
-        ("01_a", 1, 1),
-        ("02_b", 0, 1),
-    ]  # in reading order
+    found = book.try_seeds(root, [200, 100]).tried  # in reading order
+    assert [(t.chapter, t.held, t.runs) for t in found] == [("01_a", 1, 1), ("02_b", 0, 1)]
     summary = book.make(root)
     assert summary.failures and [r.chapter for r in summary.refuted] == ["02_b"]
+    monkeypatch.chdir(root)
+    assert cli.main(["build"]) == 1
+    assert (
+        "failed: 01_a: cell [1]: KeyError\n02_b: claim up does not hold in this run"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.long
